@@ -1,0 +1,583 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
+# ///
+"""DCGAN, the GAN of convolutions.
+
+Alec Radford, Luke Metz, Soumith Chintala: Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks, ICLR 2016, https://arxiv.org/abs/1511.06434
+
+    D maximizes  E[log D(x)] + E[log(1 - D(G(z)))]        G maximizes  E[log D(G(z))]
+
+    python dcgan.py --epochs 25 --cuda                    built-in digits, on a GPU (without --cuda: on the CPU)
+    python dcgan.py --data mnist                          or fashion-mnist, cifar10, a folder or .zip of images
+    python dcgan.py --resume                              go on with the newest run
+    python dcgan.py --resume runs/dcgan-1 --generate 64   64 new images, into runs/dcgan-1/generated
+
+Differs from the paper: z is normal, not uniform, as in the authors' code, and so are the widths (64 in both networks,
+512 features at 4x4 for 64x64 images); the depth follows the image size.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import time
+import urllib.request
+import zipfile
+import zlib
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+Networks = list[nn.Module]  # the generator first
+Optimizers = list[Optimizer]  # in the same order
+Batches = list[tuple[Tensor, Tensor]]  # real images (N, C, S, S) in [-1, 1], labels (N,)
+
+
+class Generator(nn.Module):
+    """Maps z (N, latent_dim) ~ N(0, 1) to images (N, channels, S, S) in [-1, 1].
+
+    Transposed convolutions only, BatchNorm and ReLU after all but the last, then tanh (DCGAN, section 3).
+    S = image_size is a power of two, 8 or more; ValueError if not.
+    """
+
+    def __init__(self, latent_dim: int, channels: int, image_size: int, width: int = 64) -> None:
+        super().__init__()
+        if image_size < 8 or image_size & (image_size - 1):
+            raise ValueError(f"image_size must be a power of two, 8 or more, not {image_size}")
+        features = width * image_size // 8  # at 4x4; every doubling of the side halves them: width at S/2
+        layers = [nn.ConvTranspose2d(latent_dim, features, 4, bias=False)]  # (N, features, 4, 4)
+        while features > width:
+            layers += [nn.BatchNorm2d(features), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(features, features // 2, 4, stride=2, padding=1, bias=False)]
+            features //= 2  # (N, features, side, side), side twice as long
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]  # (N, width, S/2, S/2)
+        layers += [nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1), nn.Tanh()]  # (N, channels, S, S)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    """Maps images (N, channels, S, S) in [-1, 1] to logits (N,): D(x) = sigmoid(logit), how likely x is real.
+
+    Strided convolutions only, LeakyReLU(0.2) after all but the last, BatchNorm after all but the first and the last
+    (DCGAN, section 3). S = image_size is a power of two, 8 or more; ValueError if not.
+    """
+
+    def __init__(self, channels: int, image_size: int, width: int = 64) -> None:
+        super().__init__()
+        if image_size < 8 or image_size & (image_size - 1):
+            raise ValueError(f"image_size must be a power of two, 8 or more, not {image_size}")
+        layers = [nn.Conv2d(channels, width, 4, stride=2, padding=1)]  # (N, width, S/2, S/2)
+        layers += [nn.LeakyReLU(0.2, inplace=True)]
+        features = width
+        while features < width * image_size // 8:
+            layers += [nn.Conv2d(features, features * 2, 4, stride=2, padding=1, bias=False)]
+            features *= 2  # (N, features, side, side), side half as long
+            layers += [nn.BatchNorm2d(features), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(features, 1, 4)]  # (N, features, 4, 4) -> (N, 1, 1, 1)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten()
+
+
+def init_weights(module: nn.Module) -> None:
+    """Weights ~ N(0, 0.02) (DCGAN, section 4); BatchNorm's scale ~ N(1, 0.02), as in the authors' code."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What only this script has, and its defaults: the paper's (section 4), but for the image size (64)."""
+    parser.set_defaults(batch_size=128, lr=2e-4)
+    sizes = [8, 16, 32, 64, 128, 256, 512]
+    parser.add_argument("--image-size", type=int, choices=sizes, default=32, help="side in pixels (%(default)s)")
+
+
+def build(args: Namespace) -> tuple[Networks, Optimizers]:
+    """The networks, initialized, and their optimizers."""
+    generator = Generator(args.latent_dim, args.channels, args.image_size).apply(init_weights)
+    discriminator = Discriminator(args.channels, args.image_size).apply(init_weights)
+    adam = functools.partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.999), fused=True)
+    return [generator, discriminator], [adam(generator.parameters()), adam(discriminator.parameters())]
+
+
+def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, args: Namespace) -> dict[str, Tensor]:
+    """One update of D for each batch (here: one), then one of G. Returns the columns to log, 0-dim tensors."""
+    generator, discriminator = networks
+    g_optimizer, d_optimizer = optimizers
+    bce = F.binary_cross_entropy_with_logits
+
+    # (1) Update D: maximize log D(x) + log(1 - D(G(z)))
+    for real, _ in batches:
+        z = torch.randn(len(real), args.latent_dim, device=real.device)
+        with torch.no_grad():  # D learns here, not G
+            fake = generator(z)
+        real_logits = discriminator(real)  # real and fake apart: BatchNorm must not mix their statistics
+        fake_logits = discriminator(fake)
+        d_loss = bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
+        d_optimizer.zero_grad()
+        d_loss.backward()
+        d_optimizer.step()
+
+    # (2) Update G: maximize log D(G(z)), with fresh noise
+    discriminator.requires_grad_(False)  # saves the gradients of D's weights
+    z = torch.randn(len(real), args.latent_dim, device=real.device)
+    logits = discriminator(generator(z))
+    g_loss = bce(logits, torch.ones_like(logits))
+    g_optimizer.zero_grad()
+    g_loss.backward()
+    g_optimizer.step()
+    discriminator.requires_grad_(True)
+
+    d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
+    return {"D(x)": d_real, "D(G(z))": d_fake, "d_loss": d_loss, "g_loss": g_loss}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plumbing: data, pictures, checkpoints, command line, loop. The same in all five scripts, nothing about this GAN.
+# ----------------------------------------------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).stem
+DATASETS = {  # of each set the mirrors, the files and their sha256
+    "mnist": {
+        "mirrors": "https://ossci-datasets.s3.amazonaws.com/mnist/ https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    },
+    "fashion-mnist": {
+        "mirrors": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/ "
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    },
+    "cifar10": {
+        "mirrors": "https://www.cs.toronto.edu/~kriz/ https://cave.cs.toronto.edu/kriz/",
+        "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    },
+}
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a training that failed."""
+    print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def glyphs(size: int, count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draws digits under random pose, size and stroke: images uint8 (count, 1, size, size), labels (count,)."""
+    font = ImageFont.load_default(112)
+    templates = torch.empty(10, 3, size, size)  # each digit in three strokes
+    for digit, stroke in itertools.product(range(10), range(3)):
+        image = Image.new("L", (128, 128))
+        ImageDraw.Draw(image).text((64, 64), str(digit), 255, font, anchor="mm", stroke_width=4 * stroke)
+        templates[digit, stroke] = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.LANCZOS)))
+    rng = torch.Generator().manual_seed(seed)
+    labels, strokes = (torch.randint(n, (count,), generator=rng) for n in (10, 3))
+    turn, shear, shrink, dx, dy = torch.rand(5, count, generator=rng) * 2 - 1
+    cos, sin, shrink = (turn / 4).cos(), (turn / 4).sin(), 1.15 + shrink / 4
+    pose = torch.stack([cos * shrink, (shear / 5 - sin) * shrink, dx / 5, sin * shrink, cos * shrink, dy / 5], dim=1)
+    images = torch.empty(count, 1, size, size, dtype=torch.uint8)
+    for part in torch.arange(count).split(1000):
+        grid = F.affine_grid(pose[part].view(-1, 2, 3), [len(part), 1, size, size], align_corners=False)
+        images[part] = F.grid_sample(templates[labels[part], strokes[part], None], grid, align_corners=False).byte()
+    return images.numpy(), labels.numpy()
+
+
+def fetch(name: str, file: str, folder: Path) -> Path:
+    """A file of a standard set: the one in folder, gzipped or not, else from the first mirror that serves it whole."""
+    for path in (folder / file.removesuffix(".gz"), folder / file):
+        if path.exists():
+            return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part, problems = folder / f"{file}.{os.getpid()}.part", []
+    for mirror in DATASETS[name]["mirrors"].split():
+        try:
+            with urllib.request.urlopen(mirror + file, timeout=30) as response, part.open("wb") as out:
+                size = int(response.headers.get("Content-Length", 0)) or None
+                with tqdm.wrapattr(response, "read", total=size, desc=file) as stream:
+                    shutil.copyfileobj(stream, out)
+            if hashlib.sha256(part.read_bytes()).hexdigest() == DATASETS[name][file]:
+                return part.replace(folder / file)
+            problems.append(f"{mirror}: wrong checksum")
+        except Exception as error:  # whatever it is, the next mirror may do better
+            problems.append(f"{mirror}: {error}")
+        finally:
+            part.unlink(missing_ok=True)
+    files = " and ".join(list(DATASETS[name])[1:])
+    fail(f"cannot download {name} ({'; '.join(problems)}); you can put {files} into {folder} yourself")
+
+
+def read_idx(path: Path, dims: int) -> np.ndarray:
+    """Reads an IDX file of bytes with so many dimensions, gzipped or not. ValueError if it is anything else."""
+    data = path.read_bytes()
+    data = zlib.decompress(data, wbits=31) if data[:2] == b"\x1f\x8b" else data
+    header = [int.from_bytes(data[i : i + 4], "big") for i in range(0, 4 + 4 * dims, 4)]
+    if header[0] != 0x800 + dims or len(data) != 4 + 4 * dims + math.prod(header[1:]):
+        raise ValueError(f"{path} is not a whole IDX file")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(header[1:])
+
+
+def standard_set(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a set of DATASETS, downloaded unless it is in folder: images uint8 (N, C, size, size), labels (N,)."""
+    if name == "cifar10":  # records of one byte of label and 3 x 32 x 32 of pixels
+        files = [path.read_bytes() for path in sorted(folder.rglob("data_batch_?.bin"))]
+        if not files:
+            with tarfile.open(fetch(name, "cifar-10-binary.tar.gz", folder)) as tar:
+                files = [tar.extractfile(member).read() for member in sorted(tar.getnames()) if "data_batch" in member]
+        records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3073)
+        images, labels = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+    else:
+        images = read_idx(fetch(name, "train-images-idx3-ubyte.gz", folder), 3)[:, None]
+        labels = read_idx(fetch(name, "train-labels-idx1-ubyte.gz", folder), 1)
+    if len(images) != len(labels) or labels.max(initial=0) > 9:
+        raise ValueError("the labels do not belong to the images")
+    if images.shape[-1] == 28 and size == 32:
+        images = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)])  # a black border, no resampling
+    elif images.shape[-1] != size:
+        images = F.interpolate(torch.tensor(images), (size, size), mode="bicubic", antialias=True).numpy()
+    return images, labels
+
+
+def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Decodes a folder or .zip of images once, into a memory-mapped cache that later runs open at once.
+
+    Returns images uint8 (N, C, size, size), grey if all are; for each the number (N,) of its first-level subfolder,
+    its class; the names of the classes ([] if an image lies outside). Unreadable files are left out with a warning.
+    """
+    if path.is_dir():
+        stamps = {p.relative_to(path).as_posix(): p.lstat().st_mtime_ns for p in path.rglob("*.*")}
+        read = lambda name: (path / name).read_bytes()  # noqa: E731
+    else:
+        archive = zipfile.ZipFile(path)
+        stamps, read = {info.filename: info.CRC for info in archive.infolist()}, archive.read
+    names = [n for n in sorted(stamps) if n.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".bmp"))]
+    names = [n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))]
+    key = hashlib.sha256(repr([size, [(name, stamps[name]) for name in names]]).encode()).hexdigest()[:16]
+    cache = cache_dir / f"{path.stem}-{size}-{key}"
+
+    def decode(name: str) -> np.ndarray | None:
+        """An image as uint8 (3, size, size): upright, the centre square, antialiased. None if it cannot be read."""
+        try:
+            with Image.open(io.BytesIO(read(name)), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+                image.draft("RGB", (size, size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+                image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size))
+                return np.asarray(image).transpose(2, 0, 1)
+        except Exception:  # Pillow's readers raise all kinds on a broken file
+            return None
+
+    if not cache.exists():
+        part, good, bad, channels = Path(f"{cache}.{os.getpid()}.part"), [], [], 1
+        part.mkdir(parents=True)
+        pixels = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, (max(len(names), 1), 3, size, size))
+        with ThreadPool() as pool:  # threads are enough: Pillow decodes outside Python's lock
+            for name, image in zip(names, tqdm(pool.imap(decode, names, 64), "decoding", len(names)), strict=True):
+                (bad if image is None else good).append(name)
+                if image is not None:
+                    pixels[len(good) - 1] = image
+                    channels = 3 if (image != image[0]).any() else channels
+        (part / "index.json").write_text(json.dumps([good, bad, channels]))
+        part.rename(cache)
+    good, bad, channels = json.loads((cache / "index.json").read_text())
+    if bad:
+        print(f"warning: left out {len(bad)} unreadable images: {', '.join(bad[:10])} ...", file=sys.stderr)
+    if not good:
+        raise ValueError(f"no readable png, jpeg, webp or bmp image; expected {path}/[CLASS/]NAME.png")
+    folders = [name.split("/")[:-1] for name in good]
+    while all(len(f) > 1 for f in folders) and len({f[0] for f in folders}) == 1:
+        folders = [f[1:] for f in folders]  # one folder around all the others, as in many a zip, is no class
+    classes, labels = np.unique([f[0] if all(folders) else "" for f in folders], return_inverse=True)
+    images = np.load(cache / "images.npy", mmap_mode="c")[: len(good), :channels]
+    return images, labels, classes.tolist() if all(folders) else []
+
+
+def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
+    """All images uint8 (N, C, S, S), their labels int64 (N,) and the names of the classes ([] if there are none)."""
+    classes = [str(digit) for digit in range(10)]
+    try:
+        if args.data == "glyphs":
+            images, labels = glyphs(args.image_size)
+        elif args.data in DATASETS:
+            images, labels = standard_set(args.data, Path(args.data_dir, args.data), args.image_size)
+        else:
+            images, labels, classes = image_folder(Path(args.data), args.image_size, Path(args.data_dir, "cache"))
+    except (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        fail(f"--data {args.data}: {error} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
+    if args.batch_size > len(images):
+        fail(f"--batch-size {args.batch_size} is more than the {len(images)} images of {args.data}")
+    if "label" in args and not classes:
+        fail(f"--data {args.data} has no classes to condition on; expected one subfolder for each")
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch, a permutation (count,) that depends on nothing else: a resumed run finds it again."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+
+
+def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
+    """Tiles images (N, C, S, S), N a multiple of columns. [-1, 1] is black to white, always, so that frames compare."""
+    pixels = images.mul(127.5).add(128).clamp(0, 255).byte().cpu()
+    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # (C, S, columns * S) each
+    pixels = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that at any moment, whatever happens, path holds the old one or the new one, whole."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def at_least(low: float) -> Callable[[str], float]:
+    """An argparse type: a finite number of low's type, not below it."""
+
+    def number(text: str) -> float:
+        if not low <= (value := type(low)(text)) < math.inf:
+            raise ArgumentTypeError(f"{text} is not {low} or more")
+        return value
+
+    return number
+
+
+def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
+    """The arguments and, with --resume, the checkpoint, whose arguments they are but for the few that may change."""
+    parser = ArgumentParser(f"{SCRIPT}.py", description=__doc__.splitlines()[0])
+    parser.error = fail
+    add, sets = parser.add_argument, f"glyphs, {', '.join(DATASETS)}, a folder or a .zip of images"
+    add("--data", default="glyphs", metavar="NAME|PATH", help=f"{sets} (%(default)s)")
+    add("--data-dir", default="data", metavar="DIR", help="where downloads and decoded images are kept (%(default)s)")
+    add("--epochs", type=at_least(1), default=25, metavar="N", help="in all, resumed ones included (%(default)s)")
+    add("--steps", type=at_least(1), metavar="N", help="stop after N updates of G in all")
+    add("--batch-size", type=at_least(2), metavar="N", help="images in a batch (%(default)s)")
+    add("--latent-dim", type=at_least(1), default=100, metavar="N", help="numbers in z (%(default)s)")
+    add("--lr", type=at_least(1e-12), metavar="X", help="learning rate of both networks (%(default)s)")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="of weights, noise and order of data (%(default)s)")
+    add("--log-every", type=at_least(1), default=50, metavar="N", help="steps a row of metrics.csv (%(default)s)")
+    add("--cuda", action=BooleanOptionalAction, default=False, help="run on the GPU")
+    add("--amp", action="store_true", help="networks in bfloat16, losses in float32")
+    add("--tensorboard", action=BooleanOptionalAction, default=False, help="log to TensorBoard too")
+    add("--out", metavar="DIR", help=f"folder of the run (runs/{SCRIPT}-K, K the next free number)")
+    add("--resume", nargs="?", const="", metavar="RUN", help="go on with RUN; with no value, the newest in runs/")
+    add("--generate", type=at_least(1), metavar="N", help="with --resume: write N images to RUN/generated and stop")
+    add_options(parser)
+    args, checkpoint = parser.parse_args(argv), {}
+    if args.data not in ("glyphs", *DATASETS):
+        args.data = str(Path(args.data).resolve())  # the run can be resumed from another folder
+    if args.resume is not None:
+        runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+        path = Path(args.resume, "checkpoint.pt") if args.resume or not runs else runs[-1]
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises all kinds on a broken file
+            fail(f"--resume: cannot read {path}: {str(error).splitlines()[0]}")
+        if checkpoint["script"] != SCRIPT:
+            fail(f"--resume: {path.parent} is a run of {checkpoint['script']}.py")
+        parser.set_defaults(**dict.fromkeys(vars(args), SUPPRESS))
+        given = {name: vars(args)[name] for name in vars(parser.parse_args(argv))}  # what was typed
+        kept = {**checkpoint["args"], "out": str(path.parent)}
+        for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard"}:
+            if given[name] != kept[name]:
+                fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
+        args = Namespace(**{**vars(args), **kept, **given})
+    elif args.generate or vars(args).get("label"):
+        fail("--generate and --label need --resume RUN")
+    elif args.out and Path(args.out, "checkpoint.pt").exists():
+        fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: PyTorch sees no GPU here; leave it out, or resume with --no-cuda, to run on the CPU")
+    if not args.cuda and torch.cuda.is_available():
+        print("hint: this machine has a GPU; --cuda runs on it")
+    return args, checkpoint
+
+
+def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimizers]:
+    """Networks and optimizers on the device, new or as the checkpoint has them."""
+    torch.manual_seed(args.seed)
+    networks, optimizers = build(args)
+    device = "cuda" if args.cuda else "cpu"
+    for network in networks:
+        network.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+        if checkpoint:
+            network.load_state_dict(checkpoint[type(network).__name__.lower()])
+        if args.amp:  # bfloat16 inside the networks; losses, penalties and the weights themselves stay float32
+            forward = torch.autocast(device, torch.bfloat16)(network.forward)
+            network.forward = lambda *inputs, forward=forward: forward(*inputs).float()
+    for optimizer, state in zip(optimizers, checkpoint.get("optimizers", ()), strict=False):
+        optimizer.load_state_dict(state)
+    return networks, optimizers
+
+
+@torch.no_grad()
+def sample(generator: nn.Module, z: Tensor, labels: Tensor, args: Namespace) -> Tensor:
+    """Images (N, C, S, S) in eval mode, in which none depends on its batch. The labels (N,) count in cgan only."""
+    device = next(generator.parameters()).device
+    images = generator.eval()(*(x.to(device) for x in ([z, labels] if "label" in args else [z])))
+    generator.train()
+    return images
+
+
+def generate(args: Namespace, checkpoint: dict) -> int:
+    """Writes --generate images to the run's folder, the same at every call; cgan: one folder for each class."""
+    (generator, _), _ = load_networks(args, checkpoint)
+    folder, rng = Path(args.out, "generated"), torch.Generator().manual_seed(args.seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    labels = torch.arange(args.generate) % max(1, len(args.classes))
+    if vars(args).get("label") is not None:
+        if args.label not in (known := args.classes + [str(i) for i in range(len(args.classes))]):
+            fail(f"--label {args.label} is none of {', '.join(args.classes)}")
+        labels.fill_(known.index(args.label) % len(args.classes))
+    for part in tqdm(torch.arange(args.generate).split(100), f"images in {folder}", unit="00"):
+        z = torch.randn(100, args.latent_dim, generator=rng)[: len(part)]
+        for i, image in zip(part.tolist(), sample(generator, z, labels[part], args), strict=True):
+            path = folder / (args.classes[labels[i]] if "label" in args else "") / f"{i:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_picture(image[None]).save(path)
+    return 0
+
+
+def train(args: Namespace, checkpoint: dict) -> int:
+    """Trains until --epochs or --steps is reached, or SIGINT or SIGTERM comes. Returns the exit code."""
+    if args.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            fail(f"--tensorboard: {error}; pip install tensorboard")
+    images, labels, args.classes = load_data(args)
+    if len(images) != vars(args).setdefault("images", len(images)):
+        fail(f"--data {args.data} holds {len(images)} images, but {args.out} was started with {args.images}")
+    args.channels = images.shape[1]
+    networks, optimizers = load_networks(args, checkpoint)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
+        images, labels = images.to(device), labels.to(device)
+    batches_per_epoch = len(images) // args.batch_size  # the last short batch is dropped
+    batches_per_step = getattr(args, "n_critic", getattr(args, "d_steps", 1))
+    last = min(math.ceil(args.epochs * batches_per_epoch / batches_per_step), args.steps or math.inf)
+
+    rows, columns = min(len(args.classes), 16) if "label" in args else 8, 8  # of the sample grid
+    state = {"step": 0, "seconds": 0.0, "sums": torch.zeros(1), "labels": torch.arange(rows).repeat_interleave(columns)}
+    state = checkpoint or {**state, "z": torch.randn(rows * columns, args.latent_dim)}
+    step, sums, start = state["step"], state["sums"].to(device), time.monotonic() - state["seconds"]
+    if checkpoint:
+        torch.set_rng_state(state["rng"])
+        if args.cuda and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+    elif args.out is None:
+        args.out = next(str(p) for k in itertools.count(1) if not (p := Path("runs", f"{SCRIPT}-{k}")).exists())
+    run, table = Path(args.out), Path(args.out, "metrics.csv")
+    (run / "samples").mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in vars(args).items() if name not in ("resume", "generate", "label")}
+    replace_file(run / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
+    if table.exists():  # drop what was written after the checkpoint: it comes again
+        lines = [line for line in table.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= step]
+        replace_file(table, lambda file: file.write("".join(lines).encode()))
+    writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
+    sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
+    print(f"{SCRIPT:10}{__doc__.splitlines()[0]}")
+    print(f"data      {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
+    print(f"device    {torch.cuda.get_device_name() if args.cuda else f'CPU, {torch.get_num_threads()} threads'}")
+    print(f"networks  {' + '.join(sizes)} parameters")
+    print(f"run       {run}, steps {step} to {last}", flush=True)
+
+    def save() -> None:
+        """Writes the samples and the checkpoint, unless the weights are broken."""
+        if not all(parameter.isfinite().all() for network in networks for parameter in network.parameters()):
+            fail(f"weights are not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
+        picture = to_picture(sample(networks[0], state["z"], state["labels"], args), columns)
+        picture.save(run / "samples" / f"epoch-{epoch:04d}.png")
+        cuda_rng = torch.cuda.get_rng_state() if args.cuda else None
+        state.update(script=SCRIPT, args=config, step=step, epoch=epoch, seconds=time.monotonic() - start)
+        state.update(sums=sums.cpu(), rng=torch.get_rng_state(), cuda_rng=cuda_rng)
+        state.update({type(network).__name__.lower(): network.state_dict() for network in networks})
+        state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+        replace_file(run / "checkpoint.pt", lambda file: torch.save(state, file))
+
+    signals: list[int] = []  # the first ends the loop after its step, the second ends the program
+    stop = lambda number, _: sys.exit(128 + number) if signals else signals.append(number)  # noqa: E731
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    epoch = 1
+    if not checkpoint:
+        save()  # so that a run can be resumed from its first moment on
+    with tqdm(total=last, initial=step, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
+        while step < last and not signals:
+            first, step = step * batches_per_step, step + 1
+            epoch, batches = first // batches_per_epoch + 1, []
+            for number in range(first, first + batches_per_step):
+                e, i = divmod(number, batches_per_epoch)
+                index = epoch_order(len(images), args.seed, e)[i * args.batch_size :][: args.batch_size]
+                real = images[index.to(images.device)].to(device).to(torch.float32, memory_format=torch.channels_last)
+                batches.append((real.div_(127.5).sub_(1), labels[index.to(labels.device)].to(device)))
+            metrics = train_step(networks, optimizers, batches, args)
+            sums = sums + torch.stack(list(metrics.values())).detach()
+            bar.update()
+            bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
+            if step % args.log_every == 0:  # the only place where the host waits for the GPU
+                means = dict(zip(metrics, (sums / args.log_every).tolist(), strict=True))
+                if not all(map(math.isfinite, means.values())):
+                    fail(f"not finite at step {step}: {means}; {run / 'checkpoint.pt'} is the last good state", 1)
+                row = {"step": step, "epoch": epoch, **means, "seconds": time.monotonic() - start}
+                with table.open("a") as file:
+                    print(
+                        *([",".join(row)] if file.tell() == 0 else []),
+                        *[",".join(f"{v:.6g}" for v in row.values())],
+                        sep="\n",
+                        file=file,
+                    )
+                sums = torch.zeros_like(sums)
+                bar.set_postfix(means, refresh=False)
+                for name, mean in means.items() if writer else ():
+                    writer.add_scalar(name, mean, step)
+            if first + batches_per_step >= epoch * batches_per_epoch or step == last or signals:
+                save()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+    frames = [Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png"))]
+    frames[0].save(run / "training.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    again = f"python {SCRIPT}.py --resume {run}"
+    print(f"stopped at step {step} of {last}; go on: {again}{'' if signals else f' --epochs {2 * args.epochs}'}")
+    print(f"samples: {run / 'training.gif'}; more: {again} --generate 64")
+    return 128 + signals[0] if signals else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, checkpoint = parse_args(argv)
+    try:
+        return generate(args, checkpoint) if args.generate else train(args, checkpoint)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, torch.OutOfMemoryError) as error:
+        fail(str(error), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
