@@ -200,7 +200,7 @@ def glyphs(size: int, count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, n
     templates = torch.empty(10, 3, size, size)  # each digit in three strokes
     for digit, stroke in itertools.product(range(10), range(3)):
         image = Image.new("L", (128, 128))
-        ImageDraw.Draw(image).text((64, 64), str(digit), 255, font, anchor="mm", stroke_width=4 * stroke)
+        ImageDraw.Draw(image).text((64, 64), str(digit), 255, font, anchor="mm", stroke_width=3 * stroke)
         templates[digit, stroke] = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.LANCZOS)))
     rng = torch.Generator().manual_seed(seed)
     labels, strokes = (torch.randint(n, (count,), generator=rng) for n in (10, 3))
@@ -241,11 +241,11 @@ def fetch(name: str, file: str, folder: Path) -> Path:
 def read_idx(path: Path, dims: int) -> np.ndarray:
     """Reads an IDX file of bytes with so many dimensions, gzipped or not. ValueError if it is anything else."""
     data = path.read_bytes()
-    data = zlib.decompress(data, wbits=31) if data[:2] == b"\x1f\x8b" else data
-    header = [int.from_bytes(data[i : i + 4], "big") for i in range(0, 4 + 4 * dims, 4)]
-    if header[0] != 0x800 + dims or len(data) != 4 + 4 * dims + math.prod(header[1:]):
+    data = bytearray(zlib.decompress(data, wbits=31) if data[:2] == b"\x1f\x8b" else data)
+    magic, *shape = (int.from_bytes(data[i : i + 4], "big") for i in range(0, 4 + 4 * dims, 4))
+    if magic != 0x800 + dims or len(data) != 4 + 4 * dims + math.prod(shape):
         raise ValueError(f"{path} is not a whole IDX file")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(header[1:])
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
 def standard_set(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +255,7 @@ def standard_set(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.nda
         if not files:
             with tarfile.open(fetch(name, "cifar-10-binary.tar.gz", folder)) as tar:
                 files = [tar.extractfile(member).read() for member in sorted(tar.getnames()) if "data_batch" in member]
-        records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3073)
+        records = np.frombuffer(bytearray().join(files), np.uint8).reshape(-1, 3073)
         images, labels = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
     else:
         images = read_idx(fetch(name, "train-images-idx3-ubyte.gz", folder), 3)[:, None]
@@ -310,7 +310,7 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
         part.rename(cache)
     good, bad, channels = json.loads((cache / "index.json").read_text())
     if bad:
-        print(f"warning: left out {len(bad)} unreadable images: {', '.join(bad[:10])} ...", file=sys.stderr)
+        print(f"warning: left out {len(bad)} unreadable images: {', '.join(bad[:10])}", file=sys.stderr)
     if not good:
         raise ValueError(f"no readable png, jpeg, webp or bmp image; expected {path}/[CLASS/]NAME.png")
     folders = [name.split("/")[:-1] for name in good]
@@ -368,7 +368,7 @@ def at_least(low: float) -> Callable[[str], float]:
     """An argparse type: a finite number of low's type, not below it."""
 
     def number(text: str) -> float:
-        if not low <= (value := type(low)(text)) < math.inf:
+        if not low <= (value := type(low)(text)) < 2**63:
             raise ArgumentTypeError(f"{text} is not {low} or more")
         return value
 
@@ -404,10 +404,10 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
         path = Path(args.resume, "checkpoint.pt") if args.resume or not runs else runs[-1]
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if checkpoint["script"] != SCRIPT:
+                raise ValueError(f"it is a run of {checkpoint['script']}.py")
         except Exception as error:  # torch.load raises all kinds on a broken file
-            fail(f"--resume: cannot read {path}: {str(error).splitlines()[0]}")
-        if checkpoint["script"] != SCRIPT:
-            fail(f"--resume: {path.parent} is a run of {checkpoint['script']}.py")
+            fail(f"--resume: {path} is no run of {SCRIPT}.py: {str(error).splitlines()[0]}")
         parser.set_defaults(**dict.fromkeys(vars(args), SUPPRESS))
         given = {name: vars(args)[name] for name in vars(parser.parse_args(argv))}  # what was typed
         kept = {**checkpoint["args"], "out": str(path.parent)}
@@ -417,8 +417,8 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
         args = Namespace(**{**vars(args), **kept, **given})
     elif args.generate or vars(args).get("label"):
         fail("--generate and --label need --resume RUN")
-    elif args.out and Path(args.out, "checkpoint.pt").exists():
-        fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
+    elif args.out and (Path(args.out, "checkpoint.pt").exists() or Path(args.out).is_file()):
+        fail(f"--out {args.out} exists; a run goes on with --resume {args.out}")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch sees no GPU here; leave it out, or resume with --no-cuda, to run on the CPU")
     if not args.cuda and torch.cuda.is_available():
@@ -428,6 +428,8 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
 
 def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimizers]:
     """Networks and optimizers on the device, new or as the checkpoint has them."""
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(args.seed)
     networks, optimizers = build(args)
     device = "cuda" if args.cuda else "cpu"
@@ -522,6 +524,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
             fail(f"weights are not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
         picture = to_picture(sample(networks[0], state["z"], state["labels"], args), columns)
         picture.save(run / "samples" / f"epoch-{epoch:04d}.png")
+        if writer:
+            writer.add_image("samples", np.atleast_3d(picture), step, dataformats="HWC")
         cuda_rng = torch.cuda.get_rng_state() if args.cuda else None
         state.update(script=SCRIPT, args=config, step=step, epoch=epoch, seconds=time.monotonic() - start)
         state.update(sums=sums.cpu(), rng=torch.get_rng_state(), cuda_rng=cuda_rng)
@@ -552,27 +556,26 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 means = dict(zip(metrics, (sums / args.log_every).tolist(), strict=True))
                 if not all(map(math.isfinite, means.values())):
                     fail(f"not finite at step {step}: {means}; {run / 'checkpoint.pt'} is the last good state", 1)
-                row = {"step": step, "epoch": epoch, **means, "seconds": time.monotonic() - start}
+                values = [f"{value:.6g}" for value in [*means.values(), time.monotonic() - start]]
                 with table.open("a") as file:
-                    print(
-                        *([",".join(row)] if file.tell() == 0 else []),
-                        *[",".join(f"{v:.6g}" for v in row.values())],
-                        sep="\n",
-                        file=file,
-                    )
-                sums = torch.zeros_like(sums)
+                    if file.tell() == 0:
+                        print("step", "epoch", *means, "seconds", sep=",", file=file)
+                    print(step, epoch, *values, sep=",", file=file)
+                for name, value in means.items() if writer else ():
+                    writer.add_scalar(name, value, step)
                 bar.set_postfix(means, refresh=False)
-                for name, mean in means.items() if writer else ():
-                    writer.add_scalar(name, mean, step)
+                sums = torch.zeros_like(sums)
             if first + batches_per_step >= epoch * batches_per_epoch or step == last or signals:
                 save()
     for number, handler in previous.items():
         signal.signal(number, handler)
-    frames = [Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png"))]
-    frames[0].save(run / "training.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
+    rest = (Image.open(path) for path in frames[1:])
+    Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
     again = f"python {SCRIPT}.py --resume {run}"
-    print(f"stopped at step {step} of {last}; go on: {again}{'' if signals else f' --epochs {2 * args.epochs}'}")
-    print(f"samples: {run / 'training.gif'}; more: {again} --generate 64")
+    more = "" if signals else f" --steps {2 * last}" if last == args.steps else f" --epochs {2 * args.epochs}"
+    print(f"stopped at step {step} of {last}; to go on: {again}{more}")
+    print(f"samples in {run / 'training.gif'}; for more: {again} --generate 64")
     return 128 + signals[0] if signals else 0
 
 
@@ -580,9 +583,9 @@ def main(argv: list[str] | None = None) -> int:
     args, checkpoint = parse_args(argv)
     try:
         return generate(args, checkpoint) if args.generate else train(args, checkpoint)
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, torch.OutOfMemoryError) as error:
+    except KeyboardInterrupt:  # before the first step or while generating
+        fail("interrupted", 130)
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
         fail(str(error), 1)
 
 
