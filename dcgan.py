@@ -27,13 +27,13 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import tarfile
 import time
-import urllib.request
 import zipfile
 import zlib
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -213,20 +213,14 @@ def fetch(name: str, file: str, folder: Path) -> Path:
         if path.exists():
             return path
     folder.mkdir(parents=True, exist_ok=True)
-    part, problems = folder / f"{file}.{os.getpid()}.part", []
+    socket.setdefaulttimeout(30)
+    problems = []
     for mirror in DATASETS[name]["mirrors"].split():
-        try:
-            with urllib.request.urlopen(mirror + file, timeout=30) as response, part.open("wb") as out:
-                size = int(response.headers.get("Content-Length", 0)) or None
-                with tqdm.wrapattr(response, "read", total=size, desc=file) as stream:
-                    shutil.copyfileobj(stream, out)
-            if hashlib.sha256(part.read_bytes()).hexdigest() == DATASETS[name][file]:
-                return part.replace(folder / file)
-            problems.append(f"{mirror}: wrong checksum")
+        try:  # into a temporary file, with a progress bar; renamed when the checksum is right
+            torch.hub.download_url_to_file(mirror + file, str(path), DATASETS[name][file])
+            return path
         except Exception as error:  # whatever it is, the next mirror may do better
             problems.append(f"{mirror}: {error}")
-        finally:
-            part.unlink(missing_ok=True)
     files = " and ".join(list(DATASETS[name])[1:])
     fail(f"cannot download {name} ({'; '.join(problems)}); you can put {files} into {folder} yourself")
 
@@ -392,6 +386,8 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     args, checkpoint = parser.parse_args(argv), {}
     if args.data not in ("glyphs", *DATASETS):
         args.data = str(Path(args.data).resolve())  # the run can be resumed from another folder
+    if (args.generate and args.resume is None) or (vars(args).get("label") and not args.generate):
+        fail("--generate needs --resume RUN, and --label needs --generate")
     if args.resume is not None:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
         path = Path(args.resume, "checkpoint.pt") if args.resume or not runs else runs[-1]
@@ -401,15 +397,13 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
                 raise ValueError(f"it is a run of {checkpoint['script']}.py")
         except Exception as error:  # torch.load raises all kinds on a broken file
             fail(f"--resume: {path} is no run of {SCRIPT}.py: {str(error).splitlines()[0]}")
-        parser.set_defaults(**dict.fromkeys(vars(args), SUPPRESS))
-        given = {name: vars(args)[name] for name in vars(parser.parse_args(argv))}  # what was typed
+        typed = vars(parser.parse_args(argv, Namespace(**dict.fromkeys(vars(args)))))  # None: not typed
+        given = {name: vars(args)[name] for name in typed if typed[name] is not None}
         kept = {**checkpoint["args"], "out": str(path.parent)}
         for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard"}:
             if given[name] != kept[name]:
                 fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
         args = Namespace(**{**vars(args), **kept, **given})
-    elif args.generate or vars(args).get("label"):
-        fail("--generate and --label need --resume RUN")
     elif args.out and (Path(args.out, "checkpoint.pt").exists() or Path(args.out).is_file()):
         fail(f"--out {args.out} exists; a run goes on with --resume {args.out}")
     if args.cuda and not torch.cuda.is_available():
@@ -423,7 +417,7 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
     """Networks and optimizers on the device, new or as the checkpoint has them."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # TF32
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed + checkpoint.get("step", 0))
     networks, optimizers = build(args)
     device = "cuda" if args.cuda else "cpu"
     for network in networks:
@@ -507,7 +501,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
     print(f"{SCRIPT:10}{__doc__.splitlines()[0]}")
     print(f"data      {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
-    print(f"device    {torch.cuda.get_device_name() if args.cuda else f'CPU, {torch.get_num_threads()} threads'}")
+    name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"device    {name}{', bfloat16' if args.amp else ''}")
     print(f"networks  {' + '.join(sizes)} parameters")
     print(f"run       {run}, steps {step} to {last}", flush=True)
 
@@ -526,8 +521,14 @@ def train(args: Namespace, checkpoint: dict) -> int:
         state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         replace_file(run / "checkpoint.pt", lambda file: torch.save(state, file))
 
-    signals: list[int] = []  # the first ends the loop after its step, the second ends the program
-    stop = lambda number, _: sys.exit(128 + number) if signals else signals.append(number)  # noqa: E731
+    signals: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        """Ends the loop after the current step; the second time, the program at once."""
+        if signals:
+            sys.exit(128 + number)
+        signals.append(number)
+
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     epoch = 1
     if not checkpoint:
@@ -539,8 +540,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
             for number in range(first, first + batches_per_step):
                 e, i = divmod(number, batches_per_epoch)
                 index = epoch_order(len(images), args.seed, e)[i * args.batch_size :][: args.batch_size]
-                real = images[index.to(images.device)].to(device).to(torch.float32, memory_format=torch.channels_last)
-                batches.append((real.div_(127.5).sub_(1), labels[index.to(labels.device)].to(device)))
+                index = index.to(images.device)
+                real = images[index].to(device).to(torch.float32, memory_format=torch.channels_last)
+                batches.append((real.div_(127.5).sub_(1), labels[index].to(device)))
             metrics = train_step(networks, optimizers, batches, args)
             sums = sums + torch.stack(list(metrics.values())).detach()
             bar.update()
