@@ -283,9 +283,10 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     folders = [name.split("/")[:-1] for name in good]
     while all(len(f) > 1 for f in folders) and len({f[0] for f in folders}) == 1:
         folders = [f[1:] for f in folders]  # one folder around all the others, as in many a zip, is no class
-    classes, labels = np.unique([f[0] if all(folders) else "" for f in folders], return_inverse=True)
+    labelled = all(folders)
+    classes, labels = np.unique([f[0] if labelled else "" for f in folders], return_inverse=True)
     images = np.load(cache / "images.npy", mmap_mode="c")[: len(good), :channels]
-    return images, labels, classes.tolist() if all(folders) else []
+    return images, labels, classes.tolist() if labelled else []
 
 
 def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
