@@ -163,7 +163,7 @@ DATASETS = {  # of each set the mirrors, the files and their sha256
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Ends the program with one line: code 2 for bad usage or bad input, 1 for a training that failed."""
-    print(f"{SCRIPT}.py: error: {message}", file=sys.stderr)
+    tqdm.write(f"{SCRIPT}.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
     raise SystemExit(code)
 
 
@@ -243,14 +243,14 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     its class; the names of the classes ([] if an image lies outside). Unreadable files are left out with a warning.
     """
     if path.is_dir():
-        stamps = {p.relative_to(path).as_posix(): p.lstat().st_mtime_ns for p in path.rglob("*.*")}
+        stamps = {p.relative_to(path).as_posix(): p.stat().st_mtime_ns for p in path.rglob("*.*") if p.is_file()}
         read = lambda name: (path / name).read_bytes()  # noqa: E731
     else:
         archive = zipfile.ZipFile(path)
         stamps, read = {info.filename: info.CRC for info in archive.infolist()}, archive.read
     names = [n for n in sorted(stamps) if n.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".bmp"))]
     names = [n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))]
-    key = hashlib.sha256(repr([size, [(name, stamps[name]) for name in names]]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr([path, size, [(name, stamps[name]) for name in names]]).encode()).hexdigest()[:16]
     cache = cache_dir / f"{path.stem}-{size}-{key}"
 
     def decode(name: str) -> np.ndarray | None:
@@ -258,6 +258,8 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
         try:
             with Image.open(io.BytesIO(read(name)), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
                 image.draft("RGB", (size, size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+                if image.mode.startswith("I"):  # 16 bits a pixel
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size))
                 return np.asarray(image).transpose(2, 0, 1)
         except Exception:  # Pillow's readers raise all kinds on a broken file
@@ -265,7 +267,7 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
 
     if not cache.exists():
         part, good, bad, channels = Path(f"{cache}.{os.getpid()}.part"), [], [], 1
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
         pixels = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, (max(len(names), 1), 3, size, size))
         with ThreadPool() as pool:  # threads are enough: Pillow decodes outside Python's lock
             for name, image in zip(names, tqdm(pool.imap(decode, names, 64), "decoding", len(names)), strict=True):
@@ -281,7 +283,7 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     if not good:
         raise ValueError(f"no readable png, jpeg, webp or bmp image; expected {path}/[CLASS/]NAME.png")
     folders = [name.split("/")[:-1] for name in good]
-    while all(len(f) > 1 for f in folders) and len({f[0] for f in folders}) == 1:
+    while all(folders) and len({f[0] for f in folders}) == 1:
         folders = [f[1:] for f in folders]  # one folder around all the others, as in many a zip, is no class
     labelled = all(folders)
     classes, labels = np.unique([f[0] if labelled else "" for f in folders], return_inverse=True)
@@ -367,7 +369,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     args, checkpoint = parser.parse_args(argv), {}
     if args.data not in ("glyphs", *DATASETS):
         args.data = str(Path(args.data).resolve())  # the run can be resumed from another folder
-    if (args.generate and args.resume is None) or (vars(args).get("label") and not args.generate):
+    if (args.generate and args.resume is None) or (vars(args).get("label") is not None and not args.generate):
         fail("--generate needs --resume RUN, and --label needs --generate")
     if args.resume is not None:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
@@ -376,17 +378,17 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             if checkpoint["script"] != SCRIPT:
                 raise ValueError(f"it is a run of {checkpoint['script']}.py")
+            kept = {**checkpoint["args"], "out": str(path.parent)}
         except Exception as error:  # torch.load raises all kinds on a broken file
-            fail(f"--resume: {path} is no run of {SCRIPT}.py: {str(error).splitlines()[0]}")
+            fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
         typed = vars(parser.parse_args(argv, Namespace(**dict.fromkeys(vars(args)))))  # None: not typed
         given = {name: vars(args)[name] for name in typed if typed[name] is not None}
-        kept = {**checkpoint["args"], "out": str(path.parent)}
         for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard"}:
             if given[name] != kept[name]:
                 fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
         args = Namespace(**{**vars(args), **kept, **given})
-    elif args.out and (Path(args.out, "checkpoint.pt").exists() or Path(args.out).is_file()):
-        fail(f"--out {args.out} exists; a run goes on with --resume {args.out}")
+    elif args.out and Path(args.out, "checkpoint.pt").exists():
+        fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch sees no GPU here; leave it out, or resume with --no-cuda, to run on the CPU")
     if not args.cuda and torch.cuda.is_available():
@@ -403,13 +405,17 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
     device = "cuda" if args.cuda else "cpu"
     for network in networks:
         network.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fastest
-        if checkpoint:
-            network.load_state_dict(checkpoint[type(network).__name__.lower()])
         if args.amp:  # bfloat16 inside the networks; losses, penalties and the weights themselves stay float32
             forward = torch.autocast(device, torch.bfloat16)(network.forward)
             network.forward = lambda *inputs, forward=forward: forward(*inputs).float()
-    for optimizer, state in zip(optimizers, checkpoint.get("optimizers", ()), strict=False):
-        optimizer.load_state_dict(state)
+    if checkpoint:
+        try:
+            for network in networks:
+                network.load_state_dict(checkpoint[type(network).__name__.lower()])
+            for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
     return networks, optimizers
 
 
@@ -424,14 +430,14 @@ def sample(generator: nn.Module, z: Tensor, labels: Tensor, args: Namespace) -> 
 
 def generate(args: Namespace, checkpoint: dict) -> int:
     """Writes --generate images to the run's folder, the same at every call; cgan: one folder for each class."""
-    (generator, _), _ = load_networks(args, checkpoint)
-    folder, rng = Path(args.out, "generated"), torch.Generator().manual_seed(args.seed)
-    shutil.rmtree(folder, ignore_errors=True)
     labels = torch.arange(args.generate) % max(1, len(args.classes))
     if vars(args).get("label") is not None:
         if args.label not in (known := args.classes + [str(i) for i in range(len(args.classes))]):
             fail(f"--label {args.label} is none of {', '.join(args.classes)}")
         labels.fill_(known.index(args.label) % len(args.classes))
+    (generator, _), _ = load_networks(args, checkpoint)
+    folder, rng = Path(args.out, "generated"), torch.Generator().manual_seed(args.seed)
+    shutil.rmtree(folder, ignore_errors=True)
     for part in tqdm(torch.arange(args.generate).split(100), f"images in {folder}", unit="00"):
         z = torch.randn(100, args.latent_dim, generator=rng)[: len(part)]
         for i, image in zip(part.tolist(), sample(generator, z, labels[part], args), strict=True):
@@ -448,10 +454,10 @@ def train(args: Namespace, checkpoint: dict) -> int:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             fail(f"--tensorboard: {error}; pip install tensorboard")
-    images, labels, args.classes = load_data(args)
-    if len(images) != vars(args).setdefault("images", len(images)):
-        fail(f"--data {args.data} holds {len(images)} images, but {args.out} was started with {args.images}")
-    args.channels = images.shape[1]
+    images, labels, classes = load_data(args)
+    for name, value in {"images": len(images), "channels": images.shape[1], "classes": classes}.items():
+        if vars(args).setdefault(name, value) != value:
+            fail(f"--data {args.data}: {name} {value}, but {args.out} was started with {vars(args)[name]}")
     networks, optimizers = load_networks(args, checkpoint)
     device = torch.device("cuda" if args.cuda else "cpu")
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
@@ -471,7 +477,10 @@ def train(args: Namespace, checkpoint: dict) -> int:
     elif args.out is None:
         args.out = next(str(p) for k in itertools.count(1) if not (p := Path("runs", f"{SCRIPT}-{k}")).exists())
     run, table = Path(args.out), Path(args.out, "metrics.csv")
-    (run / "samples").mkdir(parents=True, exist_ok=True)
+    try:
+        (run / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: {error}")
     config = {name: value for name, value in vars(args).items() if name not in ("resume", "generate", "label")}
     replace_file(run / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
     if table.exists():  # drop what was written after the checkpoint: it comes again
@@ -488,9 +497,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
     print(f"run       {run}, steps {step} to {last}", flush=True)
 
     def save() -> None:
-        """Writes the samples and the checkpoint, unless the weights are broken."""
-        if not all(parameter.isfinite().all() for network in networks for parameter in network.parameters()):
-            fail(f"weights are not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
+        """Writes the samples and the checkpoint, unless the run has broken."""
+        if not all(x.isfinite().all() for x in [sums, *(p for network in networks for p in network.parameters())]):
+            fail(f"weights or losses not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
         picture = to_picture(sample(networks[0], state["z"], state["labels"], args), columns)
         picture.save(run / "samples" / f"epoch-{epoch:04d}.png")
         if writer:
@@ -561,8 +570,10 @@ def main(argv: list[str] | None = None) -> int:
         return generate(args, checkpoint) if args.generate else train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        fail(str(error), 1)
+    except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        fail(str(error).partition("\n")[0], 1)
 
 
 if __name__ == "__main__":
