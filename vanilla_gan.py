@@ -104,7 +104,7 @@ def build(args: Namespace) -> tuple[Networks, Optimizers]:
 
 
 def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, args: Namespace) -> dict[str, Tensor]:
-    """One update of D for each batch (d_steps), then one of G (Algorithm 1). Returns the columns to log, 0-dim tensors."""
+    """One update of D for each batch (d_steps), then one of G. Returns the columns to log, 0-dim tensors."""
     generator, discriminator = networks
     g_optimizer, d_optimizer = optimizers
     bce = F.binary_cross_entropy_with_logits
@@ -489,12 +489,12 @@ def train(args: Namespace, checkpoint: dict) -> int:
         replace_file(table, lambda file: file.write("".join(lines).encode()))
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
-    print(f"{SCRIPT:10}{__doc__.splitlines()[0]}")
-    print(f"data      {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
+    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
+    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"device    {name}{', bfloat16' if args.amp else ''}")
-    print(f"networks  {' + '.join(sizes)} parameters")
-    print(f"run       {run}, steps {step} to {last}", flush=True)
+    print(f"device      {name}{', bfloat16' if args.amp else ''}")
+    print(f"networks    {' + '.join(sizes)} parameters")
+    print(f"run         {run}, steps {step} to {last}", flush=True)
 
     def save() -> None:
         """Writes the samples and the checkpoint, unless the run has broken."""

@@ -517,12 +517,12 @@ def train(args: Namespace, checkpoint: dict) -> int:
         replace_file(table, lambda file: file.write("".join(lines).encode()))
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
-    print(f"{SCRIPT:10}{__doc__.splitlines()[0]}")
-    print(f"data      {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
+    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
+    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"device    {name}{', bfloat16' if args.amp else ''}")
-    print(f"networks  {' + '.join(sizes)} parameters")
-    print(f"run       {run}, steps {step} to {last}", flush=True)
+    print(f"device      {name}{', bfloat16' if args.amp else ''}")
+    print(f"networks    {' + '.join(sizes)} parameters")
+    print(f"run         {run}, steps {step} to {last}", flush=True)
 
     def save() -> None:
         """Writes the samples and the checkpoint, unless the run has broken."""

@@ -562,6 +562,15 @@ def test_rows_later_than_the_checkpoint_and_torn_ones_are_dropped_and_written_ag
     assert_same_run(first.run, trained("dcgan").run)
 
 
+def test_clock_goes_on_where_the_run_was_left(data: Path) -> None:
+    checkpoint = train("dcgan", data, "--steps", 4).checkpoint
+    assert 0 < checkpoint["seconds"] < 100
+    torch.save({**checkpoint, "seconds": 1000.0}, "run/checkpoint.pt")
+    result = resume("dcgan", "run", "--steps", 6)
+    assert [float(row["seconds"]) > 1000 for row in result.rows] == [False, True]
+    assert result.checkpoint["seconds"] > 1000
+
+
 def start(name: str, data: Path) -> BaseProcess:
     """The script as a process of its own, in a long run on one thread. What it prints goes to the file out.txt."""
     argv = ["--data", data, *TINY, *OWN.get(name, []), "--epochs", 100_000]
@@ -630,13 +639,13 @@ def test_process_killed_at_a_random_moment_is_resumed_exactly(name: str, data: P
 def test_resume_without_a_value_takes_the_newest_run_of_this_script(
     data: Path, trained: Callable[[str], Result]
 ) -> None:
-    for name, age in (("dcgan-1", 30), ("dcgan-2", 10), ("dcgan-10", 20), ("cgan-1", 0)):
+    for name, age in (("dcgan-1", 10), ("dcgan-2", 20), ("dcgan-10", 30), ("cgan-1", 0)):
         result = train(name.partition("-")[0], data, "--steps", 7, run=f"runs/{name}")
         os.utime(result.run / "checkpoint.pt", (time.time() - age,) * 2)
     code, out, _ = call("dcgan", "--resume", "--steps", 15)
     assert code == 0
-    assert "runs/dcgan-2" in out
-    assert_same_run(Path("runs/dcgan-2"), trained("dcgan").run)
+    assert "runs/dcgan-1," in out
+    assert_same_run(Path("runs/dcgan-1"), trained("dcgan").run)
     assert torch.load("runs/dcgan-10/checkpoint.pt", weights_only=True)["step"] == 7
 
 
