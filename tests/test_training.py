@@ -914,6 +914,30 @@ def test_full_disk_ends_with_one_line_and_leaves_the_old_checkpoint_whole(
     assert_same_run(result.run, trained("dcgan").run)
 
 
+@pytest.mark.parametrize("size", [20_000, 60_000, 95_000])  # of the about 100,000 bytes of a checkpoint
+def test_checkpoint_that_is_cut_short_ends_with_one_line_and_leaves_the_old_one_whole(
+    size: int, data: Path, trained: Callable[[str], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real failure in the midst of torch.save: from the first step on no file may grow beyond a size."""
+    resource = pytest.importorskip("resource")
+    original, (_, hard) = MODULES["dcgan"].train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step(*args: object) -> dict[str, Tensor]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        return original(*args)
+
+    monkeypatch.setattr(MODULES["dcgan"], "train_step", step)
+    try:
+        result = train("dcgan", data, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    monkeypatch.setattr(MODULES["dcgan"], "train_step", original)
+    assert "File too large" in error_of(result, "dcgan")
+    assert result.checkpoint["step"] == 0
+    resume("dcgan", "run")
+    assert_same_run(result.run, trained("dcgan").run)
+
+
 # TensorBoard
 
 
