@@ -37,7 +37,7 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -344,11 +344,11 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment, whatever happens, path holds the old one or the new one, whole."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        write(file)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -502,11 +502,11 @@ def train(args: Namespace, checkpoint: dict) -> int:
     except OSError as error:
         fail(f"--out: {error}")
     config = {name: value for name, value in vars(args).items() if name not in ("resume", "generate", "label")}
-    replace_file(run / "config.json", lambda file: file.write(json.dumps(config, indent=2).encode()))
+    replace_file(run / "config.json", json.dumps(config, indent=2).encode())
     if table.exists():  # drop what was written after the checkpoint: it comes again
         lines = [line for line in table.read_text().splitlines(keepends=True) if line.endswith("\n")]
         lines = [line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= step]
-        replace_file(table, lambda file: file.write("".join(lines).encode()))
+        replace_file(table, "".join(lines).encode())
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
     print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
@@ -518,7 +518,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
 
     def save() -> None:
         """Writes the samples and the checkpoint, unless the run has broken."""
-        if not all(x.isfinite().all() for x in [sums, *(p for network in networks for p in network.parameters())]):
+        if not all(x.isfinite().all() for x in [sums, *(x for n in networks for x in n.state_dict().values())]):
             fail(f"weights or losses not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
         picture = to_picture(sample(networks[0], state["z"], state["labels"], args), columns)
         picture.save(run / "samples" / f"epoch-{epoch:04d}.png")
@@ -529,7 +529,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
         state.update(sums=sums.cpu(), rng=torch.get_rng_state(), cuda_rng=cuda_rng)
         state.update({type(network).__name__.lower(): network.state_dict() for network in networks})
         state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-        replace_file(run / "checkpoint.pt", lambda file: torch.save(state, file))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        replace_file(run / "checkpoint.pt", buffer.getvalue())
 
     signals: list[int] = []
 
@@ -539,8 +541,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
             sys.exit(128 + number)
         signals.append(number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    epoch = 1
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    epoch = state.get("epoch", 1)
     if not checkpoint:
         save()  # so that a run can be resumed from its first moment on
     with tqdm(total=last, initial=step, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
@@ -572,21 +575,20 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 sums = torch.zeros_like(sums)
             if first + batches_per_step >= epoch * batches_per_epoch or step == last or signals:
                 save()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
     frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
     rest = (Image.open(path) for path in frames[1:])
     Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
     again = f"python {SCRIPT}.py --resume {run}"
-    more = "" if signals else f" --steps {2 * last}" if last == args.steps else f" --epochs {2 * args.epochs}"
+    more = "" if step < last else f" --steps {2 * step}" if last == args.steps else f" --epochs {2 * epoch}"
     print(f"stopped at step {step} of {last}; to go on: {again}{more}")
     print(f"samples in {run / 'training.gif'}; for more: {again} --generate 64")
     return 128 + signals[0] if signals else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args, checkpoint = parse_args(argv)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        args, checkpoint = parse_args(argv)
         return generate(args, checkpoint) if args.generate else train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
@@ -594,6 +596,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
