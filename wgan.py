@@ -13,6 +13,8 @@ Martin Arjovsky, Soumith Chintala, Leon Bottou: Wasserstein GAN, ICML 2017, http
     python wgan.py --resume                               go on with the newest run
     python wgan.py --resume runs/wgan-1 --generate 64     64 new images, into runs/wgan-1/generated
 
+Expect on two CPU cores, --data mnist --amp: 1.5 minutes an epoch, digits after 8 to 10.
+
 Differs from the paper: image size 32 (64). Not done: the 100 critic updates for each of the first 25 updates of G,
 which are in the authors' code, not in the paper. As in both, the clip takes in BatchNorm's scale and shift.
 """
