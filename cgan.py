@@ -465,7 +465,7 @@ def generate(args: Namespace, checkpoint: dict) -> int:
     (generator, _), _ = load_networks(args, checkpoint)
     folder, rng = Path(args.out, "generated"), torch.Generator().manual_seed(args.seed)
     shutil.rmtree(folder, ignore_errors=True)
-    for part in tqdm(torch.arange(args.generate).split(100), f"images in {folder}", unit="00"):
+    for part in tqdm(torch.arange(args.generate).split(100), f"images in {folder}", unit="batch"):
         z = torch.randn(100, args.latent_dim, generator=rng)[: len(part)]
         for i, image in zip(part.tolist(), sample(generator, z, labels[part], args), strict=True):
             path = folder / (args.classes[labels[i]] if "label" in args else "") / f"{i:06d}.png"
