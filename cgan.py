@@ -16,8 +16,7 @@ Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014, http
 Expect on two CPU cores, --data mnist --batch-size 64 --amp: 3 minutes an epoch, every row its class after one.
 
 Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label enters as a one-hot
-vector beside z in G and as one-hot planes beside the image in D. (A learned embedding in its place was seen to
-draw a single image for each class, ignoring z.)
+vector beside z in G and as one-hot planes beside the image in D.
 """
 
 import functools

@@ -16,7 +16,7 @@ Bengio: Generative Adversarial Nets, NeurIPS 2014, https://arxiv.org/abs/1406.26
 
 Expect on two CPU cores, --data mnist --amp: half a minute an epoch, digits after 5, all ten of them after 20.
 
-Differs from the paper: BatchNorm in G, without which it loses digits; LeakyReLU instead of maxout in D; tanh instead
+Differs from the paper: BatchNorm in G; LeakyReLU instead of maxout in D; tanh instead
 of sigmoid at the end of G (images in [-1, 1]); Adam instead of SGD with momentum.
 """
 
