@@ -405,7 +405,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
         typed = vars(parser.parse_args(argv, Namespace(**dict.fromkeys(vars(args)))))  # None: not typed
         given = {name: vars(args)[name] for name in typed if typed[name] is not None}
-        for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard"}:
+        for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard", "kernels"}:
             if given[name] != kept[name]:
                 fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
         args = Namespace(**{**vars(args), **kept, **given})
@@ -480,6 +480,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
     for name, value in {"images": len(images), "channels": images.shape[1], "classes": classes}.items():
         if vars(args).setdefault(name, value) != value:
             fail(f"--data {args.data}: {name} {value}, but {args.out} was started with {vars(args)[name]}")
+    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
+    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     networks, optimizers = load_networks(args, checkpoint)
     device = torch.device("cuda" if args.cuda else "cpu")
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
@@ -511,8 +513,6 @@ def train(args: Namespace, checkpoint: dict) -> int:
         replace_file(table, "".join(lines).encode())
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
-    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
-    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"device      {name}{', bfloat16' if args.amp else ''}")
     print(f"networks    {' + '.join(sizes)} parameters")

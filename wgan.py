@@ -48,6 +48,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+try:
+    import gan_kernels  # fused kernels, if installed: pip install -e . in the repository of this script
+except ImportError:
+    gan_kernels = None
+
 Networks = list[nn.Module]  # the generator first
 Optimizers = list[Optimizer]  # in the same order
 Batches = list[tuple[Tensor, Tensor]]  # real images (N, C, S, S) in [-1, 1], labels (N,)
@@ -118,14 +123,29 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, choices=sizes, default=32, help="side in pixels (%(default)s)")
     parser.add_argument("--n-critic", type=at_least(1), default=5, help="updates of f for one of G (%(default)s)")
     parser.add_argument("--clip", type=at_least(1e-12), default=0.01, help="bound of f's weights (%(default)s)")
+    parser.add_argument(
+        "--kernels", choices=["auto", "on", "off"], default="auto", help="use gan_kernels (%(default)s)"
+    )
+
+
+def use_kernels(args: Namespace) -> bool:
+    """Whether gan_kernels computes what is written here as a formula, faster (--kernels). Prints which one, and why."""
+    problem = gan_kernels.why_not("cuda" if args.cuda else "cpu") if gan_kernels else "gan_kernels is not installed"
+    problem = "--kernels off" if args.kernels == "off" else problem
+    if problem and args.kernels == "on":
+        fail(f"--kernels on: {problem}")
+    print(f"kernels     {f'formula in PyTorch: {problem}' if problem else 'gan_kernels'}")
+    return not problem
 
 
 def build(args: Namespace) -> tuple[Networks, Optimizers]:
     """The networks, initialized, and their optimizers."""
+    args.fused = not args.generate and use_kernels(args)
     generator = Generator(args.latent_dim, args.channels, args.image_size).apply(init_weights)
     critic = Critic(args.channels, args.image_size).apply(init_weights)
     rmsprop = functools.partial(torch.optim.RMSprop, lr=args.lr)  # momentum makes the critic unstable (section 4)
-    return [generator, critic], [rmsprop(generator.parameters()), rmsprop(critic.parameters())]
+    c_rmsprop = functools.partial(gan_kernels.RMSpropClip, clip=args.clip, lr=args.lr) if args.fused else rmsprop
+    return [generator, critic], [rmsprop(generator.parameters()), c_rmsprop(critic.parameters())]
 
 
 @torch.no_grad()
@@ -150,7 +170,8 @@ def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, arg
         c_optimizer.zero_grad()
         c_loss.backward()
         c_optimizer.step()
-        clip_weights_(critic, args.clip)  # after the step
+        if not args.fused:  # else the step has clipped
+            clip_weights_(critic, args.clip)
 
     # (2) Update G: maximize f(G(z)), with fresh noise
     critic.requires_grad_(False)  # saves the gradients of the critic's weights
@@ -410,7 +431,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
         typed = vars(parser.parse_args(argv, Namespace(**dict.fromkeys(vars(args)))))  # None: not typed
         given = {name: vars(args)[name] for name in typed if typed[name] is not None}
-        for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard"}:
+        for name in given.keys() & kept.keys() - {"epochs", "steps", "cuda", "data_dir", "tensorboard", "kernels"}:
             if given[name] != kept[name]:
                 fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
         args = Namespace(**{**vars(args), **kept, **given})
@@ -485,6 +506,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
     for name, value in {"images": len(images), "channels": images.shape[1], "classes": classes}.items():
         if vars(args).setdefault(name, value) != value:
             fail(f"--data {args.data}: {name} {value}, but {args.out} was started with {vars(args)[name]}")
+    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
+    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     networks, optimizers = load_networks(args, checkpoint)
     device = torch.device("cuda" if args.cuda else "cpu")
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
@@ -516,8 +539,6 @@ def train(args: Namespace, checkpoint: dict) -> int:
         replace_file(table, "".join(lines).encode())
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
-    print(f"{SCRIPT:12}{__doc__.splitlines()[0]}")
-    print(f"data        {args.data}: {len(images):,} images, {' x '.join(map(str, images.shape[1:]))}")
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"device      {name}{', bfloat16' if args.amp else ''}")
     print(f"networks    {' + '.join(sizes)} parameters")

@@ -137,7 +137,7 @@ def bench_lists(shapes: list[torch.Size], size: str, device: str, args: argparse
     rows = [row("clip_weights_", size, ours, eager, compiled(torch.compile(loop)), copy, 2, prepare, args)]
 
     make = lambda **options: torch.optim.RMSprop(params, lr=5e-5, capturable=args.cuda, **options)  # noqa: E731
-    plain, batched, fused = make(foreach=False), make(foreach=True), make()
+    plain, batched = make(foreach=False), make(foreach=True)
 
     def step_loop() -> None:
         plain.step()
@@ -147,7 +147,7 @@ def bench_lists(shapes: list[torch.Size], size: str, device: str, args: argparse
         batched.step()
         foreach()
 
-    ours = lambda: gan_kernels.rmsprop_step_clip_(fused, C)  # noqa: E731
+    ours = gan_kernels.RMSpropClip(params, C, lr=5e-5, capturable=args.cuda).step
     eager = {"RMSprop + loop": step_loop, "RMSprop foreach + foreach": step_foreach}
     fast = compiled(torch.compile(step_foreach))
     return [*rows, row("rmsprop_clip_", size, ours, eager, fast, copy, 5, prepare, args)]

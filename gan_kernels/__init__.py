@@ -2,22 +2,23 @@
 
     clip_weights_        clamps all tensors of a list in place              WGAN, https://arxiv.org/abs/1701.07875
     rmsprop_clip_        a step of RMSprop and that clamp, in one pass      the same, Algorithm 1, lines 6 and 7
-    rmsprop_step_clip_   the same for a torch.optim.RMSprop and its state
+    RMSpropClip          torch.optim.RMSprop with it
     gradient_penalty     mean of (|gradient| - target)^2, differentiable    WGAN-GP, https://arxiv.org/abs/1704.00028
 
 All take float32, float64, float16 and bfloat16 (computed in float32) in any strides, and raise a RuntimeError with a
 sentence on anything else. `why_not` tells whether they run here; `python -m gan_kernels` shows what was built.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import RMSprop
 
-__all__ = ["clip_weights_", "gradient_penalty", "rmsprop_clip_", "rmsprop_step_clip_", "why_not"]
+__all__ = ["RMSpropClip", "clip_weights_", "gradient_penalty", "rmsprop_clip_", "why_not"]
 
 
 def _load() -> tuple[dict, str | None]:
@@ -87,28 +88,35 @@ def rmsprop_clip_(
         torch.autograd.graph.increment_version([*params, *square_avgs])
 
 
-def rmsprop_step_clip_(optimizer: RMSprop, c: float) -> None:
-    """What optimizer.step() does, then all its parameters clamped to [-c, c]: rmsprop_clip_ on the optimizer's state.
+class RMSpropClip(RMSprop):
+    """torch.optim.RMSprop whose step also clamps every parameter to [-clip, clip], by rmsprop_clip_.
 
-    Checkpoints are therefore the same with and without it. ValueError if the optimizer uses what the kernel does not
-    compute: momentum, weight_decay, centered or maximize.
+    Its state is RMSprop's own, so that checkpoints of either go on with the other. Takes the same options, but for
+    those that the kernel does not compute: ValueError for momentum, weight_decay, centered and maximize.
     """
-    for group in optimizer.param_groups:
-        for option in ("momentum", "weight_decay", "centered", "maximize"):
+
+    def __init__(self, params: Iterable, clip: float, **options) -> None:
+        super().__init__(params, **options)
+        self.clip = clip
+        for group, option in itertools.product(self.param_groups, ["momentum", "weight_decay", "centered", "maximize"]):
             if group[option]:
-                raise ValueError(f"rmsprop_step_clip_ computes RMSprop without {option}")
-        params = [p for p in group["params"] if p.grad is not None]
-        states = [optimizer.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if not state:  # as RMSprop begins
-                state["step"] = torch.zeros((), device=p.device if group["capturable"] else None)
-                state["square_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if params:
-            torch._foreach_add_([state["step"] for state in states], 1)
-        square_avgs = [state["square_avg"] for state in states]
-        grads = [p.grad for p in params]
-        rmsprop_clip_(params, grads, square_avgs, float(group["lr"]), group["alpha"], group["eps"], c)
-        clip_weights_([p for p in group["params"] if p.grad is None], c)
+                raise ValueError(f"RMSpropClip does not compute {option}")
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step of all parameters that have gradients, and the clipping of all. Returns what the closure does."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:  # as RMSprop begins
+                    self.state[p]["step"] = torch.zeros((), device=p.device if group["capturable"] else None)
+                    self.state[p]["square_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if params:
+                torch._foreach_add_([self.state[p]["step"] for p in params], 1)
+            grads, square_avgs = [p.grad for p in params], [self.state[p]["square_avg"] for p in params]
+            rmsprop_clip_(params, grads, square_avgs, float(group["lr"]), group["alpha"], group["eps"], self.clip)
+            clip_weights_([p for p in group["params"] if p.grad is None], self.clip)
+        return loss
 
 
 def gradient_penalty(grad: Tensor, target: float = 1.0) -> Tensor:

@@ -24,8 +24,8 @@ OWN = {
     "vanilla_gan.py": ["--d-steps", "--loss"],
     "dcgan.py": [],
     "cgan.py": ["--label"],
-    "wgan.py": ["--n-critic", "--clip"],
-    "wgan_gp.py": ["--n-critic", "--gp-weight"],
+    "wgan.py": ["--n-critic", "--clip", "--kernels"],
+    "wgan_gp.py": ["--n-critic", "--gp-weight", "--kernels"],
 }
 HUGE = "99999999999999999999999"
 COUNT = ["0", "-1", "1.5", "1e3", "x", "nan", "inf", "", HUGE]  # bad values of what counts something, from 1 on
@@ -58,6 +58,7 @@ BAD = {
     "--n-critic": COUNT,
     "--clip": POSITIVE,
     "--gp-weight": ["-1", "-1e-9", "x", "nan", "inf", ""],
+    "--kernels": ["", "cuda", "ON", None],
     "--unknown": ["1"],
 }
 # The least that is accepted.
@@ -211,6 +212,7 @@ def test_the_tables_below_have_every_option(script: str) -> None:
     numbers = {name for name in names if options_of(script)[name].type and name != "--generate"}
     assert numbers <= set(LEAST)
     may_change = ["--epochs", "--steps", "--cuda", "--no-cuda", "--data-dir", "--tensorboard", "--no-tensorboard"]
+    may_change += ["--kernels"]
     assert names - {*may_change, "--resume", "--generate", "--label"} <= set(OTHER)
 
 

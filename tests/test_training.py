@@ -200,6 +200,8 @@ def test_run_folder_has_what_it_should_and_nothing_else(name: str, trained: Call
 def test_start_prints_script_data_device_networks_and_folder(name: str, trained: Callable[[str], Result]) -> None:
     result = trained(name)
     lines = [line for line in result.out.splitlines() if not line.startswith("hint:")]  # that there is a GPU
+    if "kernels" in result.checkpoint["args"]:
+        assert lines.pop(2).startswith("kernels  ")
     title, shown, device, networks, folder = lines[:5]
     assert name in title
     assert MODULES[name].__doc__.splitlines()[0] in title
