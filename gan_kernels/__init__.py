@@ -30,8 +30,9 @@ def _load() -> tuple[dict, str | None]:
         return info, info.get("error") or "the extension is not built; pip install -e . in the repository builds it"
     try:
         torch.ops.load_library(libraries[0])
-    except (OSError, RuntimeError) as error:
-        return info, f"{libraries[0]}, built with PyTorch {info.get('torch')}, fails in {torch.__version__}: {error}"
+    except (OSError, RuntimeError) as error:  # the loader's own words are in the cause
+        reason = error.__cause__ or error
+        return info, f"{libraries[0]}, built with PyTorch {info.get('torch')}, fails in {torch.__version__}: {reason}"
     return info, None
 
 
