@@ -7,10 +7,13 @@
 Every round runs all candidates once, in random order; a ratio is the median over rounds of (its time / ours in that
 round), so that noise of the machine hits both. Above 1, ours is faster. "of copy" is the rate at which ours moves the
 bytes that it has to move, as a share of the rate of tensor.copy_ on as many elements in the same rounds. Weights are
-moved across the bound before each call, as training does; that is not timed.
+moved across the bound before each call, as training does; that is not timed. A second table tells what share of a
+whole training step, all updates of the critic and one of G, the operators have.
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import platform
 import random
@@ -19,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,7 +30,8 @@ from torch import Tensor
 import gan_kernels
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from wgan import Critic
+import wgan
+import wgan_gp
 
 C = 0.01  # WGAN's bound
 Candidate = Callable[[], object]
@@ -153,17 +158,60 @@ def bench_lists(shapes: list[torch.Size], size: str, device: str, args: argparse
     return [*rows, row("rmsprop_clip_", size, ours, eager, fast, copy, 5, prepare, args)]
 
 
+def formula(grad: Tensor) -> Tensor:
+    return (grad.flatten(1).norm(2, dim=1) - 1).square().mean()
+
+
+def there_and_back(penalty: Callable[[Tensor], Tensor], grad: Tensor) -> Candidate:
+    """Forward and backward."""
+    return lambda: torch.autograd.grad(penalty(grad), grad)
+
+
+def both(first: Candidate, second: Candidate) -> None:
+    first()
+    second()
+
+
 def bench_penalty(shape: tuple[int, ...], device: str, args: argparse.Namespace) -> dict:
     """gradient_penalty, forward and backward."""
     grad = torch.randn(shape, device=device, requires_grad=True)
-
-    def formula(g: Tensor) -> Tensor:
-        return (g.flatten(1).norm(2, dim=1) - 1).square().mean()
-
-    both = lambda f: lambda: torch.autograd.grad(f(grad), grad)  # noqa: E731
     size, copy = f"{'x'.join(map(str, shape))}, {grad.numel():,}", copying(grad.numel(), device)
-    ours, eager, fast = both(gan_kernels.gradient_penalty), {"formula": both(formula)}, both(torch.compile(formula))
-    return row("gradient_penalty", size, ours, eager, compiled(fast), copy, 3, lambda: None, args)
+    ours, eager = there_and_back(gan_kernels.gradient_penalty, grad), {"formula": there_and_back(formula, grad)}
+    fast = compiled(there_and_back(torch.compile(formula), grad))
+    return row("gradient_penalty", size, ours, eager, fast, copy, 3, lambda: None, args)
+
+
+def bench_step(module: ModuleType, device: str, args: argparse.Namespace) -> dict:
+    """A whole training step of a script at its defaults, with kernels and without, and what share of it they are."""
+    steps, operators = {}, {}
+    for name, kernels in (("ours", "on"), ("formula", "off")):
+        with contextlib.redirect_stdout(None):
+            options, _ = module.parse_args(["--kernels", kernels, *(["--cuda"] if args.cuda else [])])
+            options.channels = 1
+            networks, optimizers = module.load_networks(options, {})
+        shape = (options.batch_size, 1, options.image_size, options.image_size)
+        batches = [(torch.rand(shape, device=device) * 2 - 1, torch.empty(0))] * options.n_critic
+        steps[name] = functools.partial(module.train_step, networks, optimizers, batches, options)
+        steps[name]()
+        if module is wgan:
+            step, clip = optimizers[1].step, functools.partial(wgan.clip_weights_, networks[1], C)
+            operators[name] = step if options.fused else functools.partial(both, step, clip)
+        else:
+            grad = torch.randn(shape, device=device, requires_grad=True)
+            operators[name] = there_and_back(gan_kernels.gradient_penalty if options.fused else formula, grad)
+    whole = interleaved(steps, lambda: None, args.cuda, 4 * args.seconds)
+    part = interleaved(operators, lambda: None, args.cuda, args.seconds)
+    share = {name: options.n_critic * statistics.median(part[name]) / statistics.median(whole[name]) for name in whole}
+    ratio = statistics.median(a / b for a, b in zip(whole["formula"], whole["ours"], strict=True))
+    cells = {
+        "script": f"{module.__name__}.py",
+        "step (ms)": f"{statistics.median(whole['ours']) * 1e3:.1f}",
+        "of it kernels": f"{share['ours']:.2%}",
+        "of it formula": f"{share['formula']:.2%}",
+        "step, formula / kernels": f"{ratio:.3f}",
+    }
+    print("| " + " | ".join(cells.values()) + " |", flush=True)
+    return cells
 
 
 def main() -> None:
@@ -180,12 +228,14 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads, float32\n")
     print("| operator | size | ours (us) | best eager | torch.compile | of copy |\n|---|---|---|---|---|---|")
     mlp = [torch.Size(shape) for shape in ([512, 784], [512], [256, 512], [256], [1, 256])]
-    dcgan = [p.shape for p in Critic(3, 64).parameters()]
+    dcgan = [p.shape for p in wgan.Critic(3, 64).parameters()]
     rows = bench_lists(mlp, "MLP critic", device, args)
     rows += bench_lists(dcgan, "DCGAN critic", device, args)
     rows += bench_lists([torch.Size([2048, 2048])] * 24, "large", device, args)
     for shape in [(64, 1, 28, 28), (64, 3, 64, 64), (256, 3, 128, 128)]:
         rows.append(bench_penalty(shape, device, args))
+    print("\n| script | step (ms) | of it kernels | of it formula | step, formula / kernels |\n|---|---|---|---|---|")
+    rows += [bench_step(module, device, args) for module in (wgan, wgan_gp)]
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "device": name, "rows": rows}, indent=2))
 

@@ -32,14 +32,14 @@ def agree(device: str) -> str:
 
 def main() -> int:
     info, here = gan_kernels.build_info, Path(gan_kernels.__file__).parent
-    library = next((str(path) for path in here.glob("_C*")), f"none in {here}")
-    if info:
+    library = next((str(path) for path in here.glob("_C*")), "")
+    if library and info:
         library += f", built with PyTorch {info['torch']} for CPU" + (
             f" and CUDA {info['cuda']}" if info["cuda"] else ""
         )
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     print(f"torch    {torch.__version__}, {cuda}, Python {sys.version.split()[0]}")
-    print(f"library  {library}")
+    print(f"library  {library or f'none in {here}'}")
     for device in ("cpu", "cuda"):
         problem = gan_kernels.why_not(device)
         name = f" ({torch.cuda.get_device_name()})" if device == "cuda" and not problem else ""
