@@ -423,6 +423,8 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(args.seed + checkpoint.get("step", 0))
+    if args.cuda:
+        torch.cuda.set_stream(torch.cuda.Stream())  # what runs on the default stream cannot be captured
     networks, optimizers = build(args)
     device = "cuda" if args.cuda else "cpu"
     for network in networks:
@@ -430,15 +432,39 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
         if args.amp:  # bfloat16 inside the networks; losses, penalties and the weights themselves stay float32
             forward = torch.autocast(device, torch.bfloat16)(network.forward)
             network.forward = lambda *inputs, forward=forward: forward(*inputs).float()
-    if checkpoint:
-        try:
-            for network in networks:
-                network.load_state_dict(checkpoint[type(network).__name__.lower()])
-            for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
+    try:
+        for network in networks if checkpoint else ():
+            network.load_state_dict(checkpoint[type(network).__name__.lower()])
+        states = checkpoint["optimizers"] if checkpoint else [optimizer.state_dict() for optimizer in optimizers]
+        for optimizer, state in zip(optimizers, states, strict=True):
+            for group in state["param_groups"]:
+                group["capturable"] = args.cuda  # counts its steps on the GPU, as a CUDA graph needs it
+            optimizer.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
     return networks, optimizers
+
+
+def capture(iteration: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The iteration as a CUDA graph: what it launches on the GPU is recorded once, here, and then replayed by one call.
+
+    Launching costs the host a few microseconds an operation, a step has hundreds, and small networks compute faster
+    than that. A replay repeats the very launches on the same memory: the iteration must take its input from tensors
+    that stay where they are, leave its results in such, and never wait for the GPU. Random numbers go on as without.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            values = iteration()
+    except RuntimeError as error:
+        print(f"hint: no CUDA graph, so steps may take longer: {str(error).partition(chr(10))[0]}")
+        return iteration
+
+    def replay() -> Tensor:
+        graph.replay()
+        return values
+
+    return replay
 
 
 @torch.no_grad()
@@ -488,6 +514,19 @@ def train(args: Namespace, checkpoint: dict) -> int:
         images, labels = images.to(device), labels.to(device)
     batches_per_epoch = len(images) // args.batch_size  # the last short batch is dropped
     batches_per_step = getattr(args, "n_critic", getattr(args, "d_steps", 1))
+    shape = (batches_per_step * args.batch_size, *images.shape[1:])  # of all real images of a step
+    real = torch.empty(shape, device=device, memory_format=torch.channels_last)
+    real_labels = labels.new_empty(len(real), device=device)
+    batches = list(zip(real.split(args.batch_size), real_labels.split(args.batch_size), strict=True))
+    names: list[str] = []
+
+    def iteration() -> Tensor:
+        """One training step on what real and real_labels hold. Returns the columns (len(names),)."""
+        real.div_(127.5).sub_(1)
+        metrics = train_step(networks, optimizers, batches, args)
+        names[:] = metrics
+        return torch.stack(list(metrics.values())).detach()
+
     last = min(math.ceil(args.epochs * batches_per_epoch / batches_per_step), args.steps or math.inf)
 
     rows, columns = min(len(args.classes), 16) if "label" in args else 8, 8  # of the sample grid
@@ -545,25 +584,26 @@ def train(args: Namespace, checkpoint: dict) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    epoch = state.get("epoch", 1)
+    epoch, capture_at = state.get("epoch", 1), step + 3 if args.cuda else 0  # by then cuDNN has chosen its algorithms
     if not checkpoint:
         save()  # so that a run can be resumed from its first moment on
     with tqdm(total=last, initial=step, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
         while step < last and not signals:
             first, step = step * batches_per_step, step + 1
-            epoch, batches = first // batches_per_epoch + 1, []
+            epoch, index = first // batches_per_epoch + 1, []
             for number in range(first, first + batches_per_step):
                 e, i = divmod(number, batches_per_epoch)
-                index = epoch_order(len(images), args.seed, e)[i * args.batch_size :][: args.batch_size]
-                index = index.to(images.device)
-                real = images[index].to(device).to(torch.float32, memory_format=torch.channels_last)
-                batches.append((real.div_(127.5).sub_(1), labels[index].to(device)))
-            metrics = train_step(networks, optimizers, batches, args)
-            sums = sums + torch.stack(list(metrics.values())).detach()
+                index.append(epoch_order(len(images), args.seed, e)[i * args.batch_size :][: args.batch_size])
+            index = torch.cat(index).to(images.device)
+            real.copy_(images[index])
+            real_labels.copy_(labels[index])
+            sums = sums + iteration()
+            if step == capture_at:
+                iteration = capture(iteration)
             bar.update()
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             if step % args.log_every == 0:  # the only place where the host waits for the GPU
-                means = dict(zip(metrics, (sums / args.log_every).tolist(), strict=True))
+                means = dict(zip(names, (sums / args.log_every).tolist(), strict=True))
                 if not all(map(math.isfinite, means.values())):
                     fail(f"not finite at step {step}: {means}; {run / 'checkpoint.pt'} is the last good state", 1)
                 values = [f"{value:.6g}" for value in [*means.values(), time.monotonic() - start]]

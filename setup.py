@@ -79,7 +79,7 @@ class Build(BuildExtension):
                 extension.extra_link_args += [f"-L{home / 'lib64'}", f"-L{home / 'lib'}", "-lcudart_static"]
                 extension.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
             except subprocess.CalledProcessError as error:
-                reason = f"nvcc failed (pip install -v shows more): {error}"
+                reason = f"nvcc failed with exit code {error.returncode} (pip install -v shows its messages)"
         if not info["cuda"]:
             info["no_cuda"] = reason
             print(f"gan_kernels: no CUDA kernels: {reason}", file=sys.stderr)
@@ -88,7 +88,7 @@ class Build(BuildExtension):
             super().build_extension(extension)
         except Exception as error:  # no compiler, most often
             path.unlink(missing_ok=True)
-            info["error"] = f"the C++ compiler failed (pip install -v shows more): {error}".partition("\n")[0]
+            info["error"] = f"the C++ compiler failed (pip install -v shows its messages): {error}".partition("\n")[0]
             print(f"gan_kernels: not built: {info['error']}", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name("_build.json").write_text(json.dumps(info))
