@@ -47,7 +47,9 @@ def why_not(device: str | torch.device = "cpu") -> str | None:
         return _problem
     if device != "cuda":
         return f"there are kernels for cpu and cuda, not for {device}"
-    return build_info.get("no_cuda") or (None if torch.cuda.is_available() else "PyTorch sees no GPU")
+    if "no_cuda" in build_info:
+        return f"built without CUDA kernels: {build_info['no_cuda']}"
+    return None if torch.cuda.is_available() else "PyTorch sees no GPU"
 
 
 def _check() -> None:
