@@ -456,8 +456,8 @@ def capture(iteration: Callable[[], Tensor]) -> Callable[[], Tensor]:
     than that. A replay repeats the very launches on the same memory: the iteration must take its input from tensors
     that stay where they are, leave its results in such, and never wait for the GPU. Random numbers go on as without.
     """
-    graph = torch.cuda.CUDAGraph()
     try:
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             values = iteration()
     except RuntimeError as error:
