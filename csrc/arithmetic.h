@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define GAN_HOST_DEVICE __host__ __device__
@@ -13,6 +14,10 @@
 #endif
 
 namespace gan {
+
+// The type to compute in.
+template <typename T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // x clamped to [-c, c]. NaN stays NaN, as in torch.clamp, because both comparisons are false.
 template <typename A>

@@ -26,10 +26,6 @@ using torch::headeronly::Half;
 // A thread is worth waking for this many chunks; fewer run where they are.
 constexpr int64_t kGrain = 4;
 
-// The type to compute in.
-template <typename T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 template <typename T>
 GAN_CLONES void clip_loop(T* p, int64_t n, Arithmetic<T> c) {
     for (int64_t i = 0; i < n; ++i) {
@@ -76,21 +72,6 @@ GAN_CLONES void scale_loop(const T* __restrict x, T* __restrict y, int64_t n, Ar
     }
 }
 
-// Calls f with a null pointer of the C++ type.
-template <typename F>
-void with_type(Type type, const F& f) {
-    switch (type) {
-        case Type::kFloat32:
-            return f(static_cast<float*>(nullptr));
-        case Type::kFloat64:
-            return f(static_cast<double*>(nullptr));
-        case Type::kFloat16:
-            return f(static_cast<Half*>(nullptr));
-        case Type::kBFloat16:
-            return f(static_cast<BFloat16*>(nullptr));
-    }
-}
-
 // Calls f(tensor, offset, n) for parts of all tensors of the list, in one parallel region. Each thread takes the part
 // of a tensor that it gets in PyTorch's own loops, such as the optimizer's, so that it finds it in its core's cache.
 template <typename F>
@@ -128,7 +109,7 @@ void for_each_chunk(Gradients grad, const F& f) {
 }  // namespace
 
 const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void*) {
-    with_type(type, [&](auto* null) {
+    with_type<Half, BFloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         for_each_part(weights, count, [&](const Weights& w, int64_t offset, int64_t n) {
             clip_loop(static_cast<T*>(w.param) + offset, n, Arithmetic<T>(c));
@@ -139,7 +120,7 @@ const char* clip_weights(Type type, const Weights* weights, int64_t count, doubl
 
 const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps,
                          double c, void*) {
-    with_type(type, [&](auto* null) {
+    with_type<Half, BFloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         using A = Arithmetic<T>;
         const Step<A> step{A(lr), A(alpha), A(1 - alpha), A(eps), A(c)};
@@ -153,7 +134,7 @@ const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, doubl
 
 const char* gradient_penalty(Type type, Gradients grad, double target, double* partial, double* norms, void* penalty,
                              void*) {
-    with_type(type, [&](auto* null) {
+    with_type<Half, BFloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         for_each_chunk(grad, [&](int64_t chunk, int64_t, int64_t offset, int64_t n) {
             partial[chunk] = square_sum_loop(static_cast<const T*>(grad.data) + offset, n);
@@ -174,7 +155,7 @@ const char* gradient_penalty(Type type, Gradients grad, double target, double* p
 
 const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,
                                       const void* out_grad, void* grad_grad, void*) {
-    with_type(type, [&](auto* null) {
+    with_type<Half, BFloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         using A = Arithmetic<T>;
         for_each_chunk(grad, [&](int64_t, int64_t sample, int64_t offset, int64_t n) {

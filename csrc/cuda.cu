@@ -4,7 +4,6 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
-#include <type_traits>
 
 #include "arithmetic.h"
 #include "kernels.h"
@@ -14,10 +13,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-
-// The type to compute in.
-template <typename T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // 16 bytes, which a thread loads or stores by one instruction.
 template <typename T>
@@ -212,21 +207,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Calls f with a null pointer of the C++ type.
-template <typename F>
-void with_type(Type type, const F& f) {
-    switch (type) {
-        case Type::kFloat32:
-            return f(static_cast<float*>(nullptr));
-        case Type::kFloat64:
-            return f(static_cast<double*>(nullptr));
-        case Type::kFloat16:
-            return f(static_cast<__half*>(nullptr));
-        case Type::kBFloat16:
-            return f(static_cast<__nv_bfloat16*>(nullptr));
-    }
-}
-
 const char* error_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 // Calls f(list, blocks) for the tensors in lists of up to kCapacity.
@@ -262,7 +242,7 @@ void for_each_list(const Weights* weights, int64_t count, const F& f) {
 }  // namespace
 
 const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream) {
-    with_type(type, [&](auto* null) {
+    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         for_each_list<1>(weights, count, [&](const auto& list, unsigned blocks) {
             clip_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, Arithmetic<T>(c));
@@ -273,7 +253,7 @@ const char* clip_weights(Type type, const Weights* weights, int64_t count, doubl
 
 const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps,
                          double c, void* stream) {
-    with_type(type, [&](auto* null) {
+    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         using A = Arithmetic<T>;
         const Step<A> step{A(lr), A(alpha), A(1 - alpha), A(eps), A(c)};
@@ -287,7 +267,7 @@ const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, doubl
 const char* gradient_penalty(Type type, Gradients grad, double target, double* partial, double* norms, void* penalty,
                              void* stream) {
     cudaError_t error = cudaSuccess;
-    with_type(type, [&](auto* null) {
+    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         int device = 0, multiprocessors = 0, blocks_each = 0;
         cudaGetDevice(&device);
@@ -306,7 +286,7 @@ const char* gradient_penalty(Type type, Gradients grad, double target, double* p
 
 const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,
                                       const void* out_grad, void* grad_grad, void* stream) {
-    with_type(type, [&](auto* null) {
+    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
         const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size));
         gradient_penalty_backward_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(

@@ -10,6 +10,21 @@ namespace gan {
 
 enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
+// Calls f with a null pointer of the C++ type. The CPU and CUDA have their own for 16 bits.
+template <typename Half, typename BFloat16, typename F>
+void with_type(Type type, const F& f) {
+    switch (type) {
+        case Type::kFloat32:
+            return f(static_cast<float*>(nullptr));
+        case Type::kFloat64:
+            return f(static_cast<double*>(nullptr));
+        case Type::kFloat16:
+            return f(static_cast<Half*>(nullptr));
+        case Type::kBFloat16:
+            return f(static_cast<BFloat16*>(nullptr));
+    }
+}
+
 // One tensor of a parameter list, with its gradient and RMSprop's running mean of squares: numel > 0 elements each, in
 // the same order without gaps. Clipping alone leaves the last two null.
 struct Weights {
