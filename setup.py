@@ -55,7 +55,7 @@ def compile_cuda(home: Path, target: Path) -> None:
     """Compiles csrc/cuda.cu for each generation of GPUs from Volta on that this nvcc knows, and for later ones."""
     nvcc = home / "bin" / "nvcc"
     output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    archs = sorted({int(arch) for arch in re.findall(r"compute_(\d+)", output)} & set(range(70, 1000, 10)))
+    archs = sorted({int(arch) for arch in re.findall(r"compute_(\d+)", output)} & {75, *range(70, 1000, 10)})
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     target.parent.mkdir(parents=True, exist_ok=True)
