@@ -125,9 +125,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, choices=sizes, default=32, help="side in pixels (%(default)s)")
     parser.add_argument("--n-critic", type=at_least(1), default=5, help="updates of f for one of G (%(default)s)")
     parser.add_argument("--gp-weight", type=at_least(0.0), default=10.0, help="weight of the penalty (%(default)s)")
-    parser.add_argument(
-        "--kernels", choices=["auto", "on", "off"], default="auto", help="use gan_kernels (%(default)s)"
-    )
+    parser.add_argument("--kernels", choices=["auto", "on", "off"], default="auto", help="fused kernels (%(default)s)")
 
 
 def use_kernels(args: Namespace) -> bool:

@@ -11,7 +11,7 @@ sentence on anything else. `why_not` tells whether they run here; `python -m gan
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -57,22 +57,22 @@ def _check() -> None:
         raise RuntimeError(f"gan_kernels: {_problem}")
 
 
-def clip_weights_(params: Sequence[Tensor], c: float) -> None:
+def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     """Clamps every tensor to [-c, c] in place, all of a dtype in one launch.
 
-    params: a list of tensors of any shapes, on one device. c: at least 0. NaN stays NaN.
+    params: tensors of any shapes, on one device, as critic.parameters() gives them. c: at least 0. NaN stays NaN.
     RuntimeError if the tensors are on several devices, of other dtypes, or overlap themselves as expand() makes them.
     """
     _check()
-    if params:
+    if params := list(params):
         _ops.clip_weights_.default(params, c)
         torch.autograd.graph.increment_version(params)  # so that autograd sees a change of what it has saved
 
 
 def rmsprop_clip_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    square_avgs: Sequence[Tensor],
+    params: Iterable[Tensor],
+    grads: Iterable[Tensor],
+    square_avgs: Iterable[Tensor],
     lr: float,
     alpha: float,
     eps: float,
@@ -86,6 +86,7 @@ def rmsprop_clip_(
     RuntimeError if they are not, or as for clip_weights_.
     """
     _check()
+    params, grads, square_avgs = list(params), list(grads), list(square_avgs)
     if params:
         _ops.rmsprop_clip_.default(params, grads, square_avgs, lr, alpha, eps, c)
         torch.autograd.graph.increment_version([*params, *square_avgs])

@@ -62,7 +62,6 @@ def test_it_includes_no_torch_header(tmp_path: Path) -> None:
 
 WRAPPERS = """
 using namespace gan;
-struct Item { void* p; const void* g; void* v; int64_t n; };
 extern "C" {
 void clip(int type, const Weights* w, int64_t n, double c) { cuda::clip_weights(Type(type), w, n, c, nullptr); }
 void rmsprop(int type, const Weights* w, int64_t n, double lr, double alpha, double eps, double c) {

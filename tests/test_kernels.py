@@ -111,6 +111,15 @@ def test_clip_takes_lists_of_any_length_and_of_several_dtypes(device: str) -> No
     assert all(p.eq(1).all() for p in params)
 
 
+def test_lists_may_be_any_iterable() -> None:
+    critic = nn.Linear(3, 2)
+    nn.init.constant_(critic.weight, 2.0)
+    gan_kernels.clip_weights_(critic.parameters(), 1.0)
+    assert critic.weight.eq(1).all()
+    gan_kernels.rmsprop_clip_(*(iter([torch.ones(2)]) for _ in range(3)), 0.1, 0.9, 1e-8, 0.5)
+    gan_kernels.clip_weights_(iter(()), 1.0)
+
+
 def test_autograd_notices_that_a_saved_weight_was_changed() -> None:
     weight = nn.Parameter(torch.randn(3))
     loss = (weight * weight.detach().clone().requires_grad_()).square().sum()
