@@ -19,6 +19,7 @@ Differs from the paper: image size 32 (64). Not done: the 100 critic updates for
 which are in the authors' code, not in the paper. As in both, the clip takes in BatchNorm's scale and shift.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -36,16 +37,19 @@ import zipfile
 import zlib
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 try:
@@ -188,6 +192,11 @@ def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, arg
 # ----------------------------------------------------------------------------------------------------------------------
 
 SCRIPT = Path(__file__).stem
+RANK, WORLD_SIZE = (
+    int(os.environ.get("RANK", 0)),
+    int(os.environ.get("WORLD_SIZE", 1)),
+)  # set by torchrun: which process
+LOCAL_RANK, LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # here
 DATASETS = {  # of each set the mirrors, the files and their sha256
     "mnist": {
         "mirrors": "https://ossci-datasets.s3.amazonaws.com/mnist/ https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -356,6 +365,52 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
 
 
+def average(tensors: list[Tensor]) -> None:
+    """Averages tensors over all processes, in place, by one all-reduce of a flat buffer. They wait for one another."""
+    if WORLD_SIZE > 1:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, mean in zip(tensors, flat.div_(WORLD_SIZE).split([x.numel() for x in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+class Average(torch.autograd.Function):
+    """average() of one tensor, for a term of the loss: its gradient is averaged as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        average([x := x.clone()])
+        return x
+
+    backward = staticmethod(lambda ctx, grad: Average.forward(ctx, grad))
+
+
+class SplitBatch(TorchFunctionMode):
+    """Makes a step over several processes, each with its rows of the batch, the step of one process with all rows.
+
+    Noise and dropout are drawn for the whole batch in each process, which takes its own rows, and BatchNorm takes its
+    statistics over all of them. So a run does not depend on the number of processes, but for rounding.
+    """
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.randn, torch.rand):  # of (rows, ...)
+            return function(WORLD_SIZE * args[0], *args[1:], **kwargs).chunk(WORLD_SIZE)[RANK]
+        if function is F.dropout:  # of x (rows, ...)
+            ones = torch.cat([torch.ones_like(args[0])] * WORLD_SIZE)
+            return args[0] * function(ones, *args[1:], **kwargs).chunk(WORLD_SIZE)[RANK]
+        if function is F.batch_norm and kwargs["training"]:  # of x (rows, C) or (rows, C, S, S)
+            x, dims = args[0].to(args[1].dtype), [0, 2, 3][: args[0].ndim - 1]
+            mean = Average.apply(x.mean(dims, keepdim=True))
+            var = Average.apply((x - mean).square().mean(dims, keepdim=True))
+            n = WORLD_SIZE * x.numel() / x.shape[1]
+            for running, value in zip(args[1:], (mean, var * (n / (n - 1))), strict=True):
+                running.lerp_(value.detach().flatten(), kwargs["momentum"])
+            scale, shift = (kwargs[name].view_as(mean) for name in ("weight", "bias"))
+            return ((x - mean) * (var + kwargs["eps"]).rsqrt() * scale + shift).to(args[0].dtype)
+        return function(*args, **kwargs)
+
+
 @functools.lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch, a permutation (count,) that depends on nothing else: a resumed run finds it again."""
@@ -417,8 +472,10 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
         args.data = str(Path(args.data).resolve())  # the run can be resumed from another folder
     if (args.generate and args.resume is None) or (vars(args).get("label") is not None and not args.generate):
         fail("--generate needs --resume RUN, and --label needs --generate")
+    runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    if args.resume == "" and not runs and "TORCHELASTIC_RUN_ID" in os.environ:
+        args.resume = None  # the first start of a command that torchrun starts again when a process fails
     if args.resume is not None:
-        runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
         path = Path(args.resume, "checkpoint.pt") if args.resume or not runs else runs[-1]
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -435,8 +492,13 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
         args = Namespace(**{**vars(args), **kept, **given})
     elif args.out and Path(args.out, "checkpoint.pt").exists():
         fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: PyTorch sees no GPU here; leave it out, or resume with --no-cuda, to run on the CPU")
+    if args.batch_size % WORLD_SIZE or args.batch_size < 2 * WORLD_SIZE:
+        fail(f"--batch-size {args.batch_size} is not split evenly by {WORLD_SIZE} processes, 2 images or more for each")
+    if args.cuda and torch.cuda.device_count() < LOCAL_WORLD_SIZE:
+        fail(
+            f"--cuda: PyTorch sees {torch.cuda.device_count() or 'no'} GPU here, for {LOCAL_WORLD_SIZE} processes; "
+            "leave it out, or resume with --no-cuda, to run on the CPU"
+        )
     if not args.cuda and torch.cuda.is_available():
         print("hint: this machine has a GPU; --cuda runs on it")
     return args, checkpoint
@@ -448,6 +510,7 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
     torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(args.seed + checkpoint.get("step", 0))
     if args.cuda:
+        torch.cuda.set_device(LOCAL_RANK)
         torch.cuda.set_stream(torch.cuda.Stream())  # what runs on the default stream cannot be captured
     networks, optimizers = build(args)
     device = "cuda" if args.cuda else "cpu"
@@ -466,6 +529,9 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
             optimizer.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
         fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
+    for optimizer in optimizers:  # not by DistributedDataParallel, through which a gradient penalty does not work
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(lambda *_, parameters=parameters: average([p.grad for p in parameters]))
     return networks, optimizers
 
 
@@ -526,7 +592,12 @@ def train(args: Namespace, checkpoint: dict) -> int:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             fail(f"--tensorboard: {error}; pip install tensorboard")
-    images, labels, classes = load_data(args)
+    if args.out is None:
+        args.out = next(str(p) for k in itertools.count(1) if not (p := Path("runs", f"{SCRIPT}-{k}")).exists())
+    for turn in range(3 if WORLD_SIZE > 1 else 1):  # what process 0, and then the first of each other machine, has
+        if turn == (RANK > 0) + (LOCAL_RANK > 0):  # downloaded and decoded is there for the others
+            images, labels, classes = load_data(args)
+        average([torch.zeros(1)])
     for name, value in {"images": len(images), "channels": images.shape[1], "classes": classes}.items():
         if vars(args).setdefault(name, value) != value:
             fail(f"--data {args.data}: {name} {value}, but {args.out} was started with {vars(args)[name]}")
@@ -537,55 +608,76 @@ def train(args: Namespace, checkpoint: dict) -> int:
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
         images, labels = images.to(device), labels.to(device)
     batches_per_epoch = len(images) // args.batch_size  # the last short batch is dropped
+    rows = args.batch_size // WORLD_SIZE  # of each batch, for this process
     batches_per_step = getattr(args, "n_critic", getattr(args, "d_steps", 1))
-    shape = (batches_per_step * args.batch_size, *images.shape[1:])  # of all real images of a step
+    shape = (batches_per_step * rows, *images.shape[1:])  # of all real images of a step
     real = torch.empty(shape, device=device, memory_format=torch.channels_last)
     real_labels = labels.new_empty(len(real), device=device)
-    batches = list(zip(real.split(args.batch_size), real_labels.split(args.batch_size), strict=True))
+    batches = list(zip(real.split(rows), real_labels.split(rows), strict=True))
     names: list[str] = []
 
     def iteration() -> Tensor:
         """One training step on what real and real_labels hold. Returns the columns (len(names),)."""
         real.div_(127.5).sub_(1)
-        metrics = train_step(networks, optimizers, batches, args)
+        with SplitBatch() if WORLD_SIZE > 1 else contextlib.nullcontext():
+            metrics = train_step(networks, optimizers, batches, args)
         names[:] = metrics
         return torch.stack(list(metrics.values())).detach()
 
     last = min(math.ceil(args.epochs * batches_per_epoch / batches_per_step), args.steps or math.inf)
 
-    rows, columns = min(len(args.classes), 16) if "label" in args else 8, 8  # of the sample grid
-    state = {"step": 0, "seconds": 0.0, "sums": torch.zeros(1), "labels": torch.arange(rows).repeat_interleave(columns)}
-    state = checkpoint or {**state, "z": torch.randn(rows * columns, args.latent_dim)}
+    grid = torch.arange(min(len(args.classes), 16) if "label" in args else 8).repeat_interleave(8)  # labels, 8 a row
+    state = {"step": 0, "seconds": 0.0, "sums": torch.zeros(1), "labels": grid}
+    state = checkpoint or {**state, "z": torch.randn(len(grid), args.latent_dim)}
     step, sums, start = state["step"], state["sums"].to(device), time.monotonic() - state["seconds"]
     if checkpoint:
         torch.set_rng_state(state["rng"])
         if args.cuda and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-    elif args.out is None:
-        args.out = next(str(p) for k in itertools.count(1) if not (p := Path("runs", f"{SCRIPT}-{k}")).exists())
     run, table = Path(args.out), Path(args.out, "metrics.csv")
+    config = {name: value for name, value in vars(args).items() if name not in ("resume", "generate", "label")}
     try:
-        (run / "samples").mkdir(parents=True, exist_ok=True)
+        if RANK == 0:
+            (run / "samples").mkdir(parents=True, exist_ok=True)
+            replace_file(run / "config.json", json.dumps(config, indent=2).encode())
     except OSError as error:
         fail(f"--out: {error}")
-    config = {name: value for name, value in vars(args).items() if name not in ("resume", "generate", "label")}
-    replace_file(run / "config.json", json.dumps(config, indent=2).encode())
-    if table.exists():  # drop what was written after the checkpoint: it comes again
+    if RANK == 0 and table.exists():  # drop what was written after the checkpoint: it comes again
         lines = [line for line in table.read_text().splitlines(keepends=True) if line.endswith("\n")]
         lines = [line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= step]
         replace_file(table, "".join(lines).encode())
-    writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard else None
+    writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard and RANK == 0 else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"device      {name}{', bfloat16' if args.amp else ''}")
+    print(f"device      {f'{WORLD_SIZE} x ' * (WORLD_SIZE > 1)}{name}{', bfloat16' if args.amp else ''}")
     print(f"networks    {' + '.join(sizes)} parameters")
     print(f"run         {run}, steps {step} to {last}", flush=True)
 
+    def log() -> None:
+        """Writes a row of means to metrics.csv."""
+        average([sums])
+        if RANK:
+            return
+        means = dict(zip(names, (sums / args.log_every).tolist(), strict=True))
+        if not all(map(math.isfinite, means.values())):
+            fail(f"not finite at step {step}: {means}; {run / 'checkpoint.pt'} is the last good state", 1)
+        values = [f"{value:.6g}" for value in [*means.values(), time.monotonic() - start]]
+        with table.open("a") as file:
+            if file.tell() == 0:
+                print("step", "epoch", *means, "seconds", sep=",", file=file)
+            print(step, epoch, *values, sep=",", file=file)
+        for name, value in means.items() if writer else ():
+            writer.add_scalar(name, value, step)
+        bar.set_postfix(means, refresh=False)
+
     def save() -> None:
         """Writes the samples and the checkpoint, unless the run has broken."""
+        average([sums])
+        if RANK:
+            return
         if not all(x.isfinite().all() for x in [sums, *(x for n in networks for x in n.state_dict().values())]):
             fail(f"weights or losses not finite at step {step}; {run / 'checkpoint.pt'} is the last good state", 1)
-        picture = to_picture(sample(networks[0], state["z"], state["labels"], args), columns)
+        picture = to_picture(sample(networks[0], state["z"], state["labels"], args), 8)
         picture.save(run / "samples" / f"epoch-{epoch:04d}.png")
         if writer:
             writer.add_image("samples", np.atleast_3d(picture), step, dataformats="HWC")
@@ -608,16 +700,18 @@ def train(args: Namespace, checkpoint: dict) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    halt = torch.zeros(1)  # above 0 once a signal has come
     epoch, capture_at = state.get("epoch", 1), step + 3 if args.cuda else 0  # by then cuDNN has chosen its algorithms
     if not checkpoint:
         save()  # so that a run can be resumed from its first moment on
-    with tqdm(total=last, initial=step, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
-        while step < last and not signals:
+    interval = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=last, initial=step, unit="step", mininterval=interval, disable=RANK > 0) as bar:
+        while step < last and not halt:
             first, step = step * batches_per_step, step + 1
             epoch, index = first // batches_per_epoch + 1, []
             for number in range(first, first + batches_per_step):
                 e, i = divmod(number, batches_per_epoch)
-                index.append(epoch_order(len(images), args.seed, e)[i * args.batch_size :][: args.batch_size])
+                index.append(epoch_order(len(images), args.seed, e)[i * args.batch_size + RANK * rows :][:rows])
             index = torch.cat(index).to(images.device)
             real.copy_(images[index])
             real_labels.copy_(labels[index])
@@ -626,24 +720,17 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 iteration = capture(iteration)
             bar.update()
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
+            halt.fill_(len(signals))
+            average([halt])  # a signal may reach the processes between different steps
             if step % args.log_every == 0:  # the only place where the host waits for the GPU
-                means = dict(zip(names, (sums / args.log_every).tolist(), strict=True))
-                if not all(map(math.isfinite, means.values())):
-                    fail(f"not finite at step {step}: {means}; {run / 'checkpoint.pt'} is the last good state", 1)
-                values = [f"{value:.6g}" for value in [*means.values(), time.monotonic() - start]]
-                with table.open("a") as file:
-                    if file.tell() == 0:
-                        print("step", "epoch", *means, "seconds", sep=",", file=file)
-                    print(step, epoch, *values, sep=",", file=file)
-                for name, value in means.items() if writer else ():
-                    writer.add_scalar(name, value, step)
-                bar.set_postfix(means, refresh=False)
+                log()
                 sums = torch.zeros_like(sums)
-            if first + batches_per_step >= epoch * batches_per_epoch or step == last or signals:
+            if first + batches_per_step >= epoch * batches_per_epoch or step == last or halt:
                 save()
-    frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
-    rest = (Image.open(path) for path in frames[1:])
-    Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
+    if RANK == 0:
+        frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
+        rest = (Image.open(path) for path in frames[1:])
+        Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
     again = f"python {SCRIPT}.py --resume {run}"
     more = "" if step < last else f" --steps {2 * step}" if last == args.steps else f" --epochs {2 * epoch}"
     print(f"stopped at step {step} of {last}; to go on: {again}{more}")
@@ -654,15 +741,27 @@ def train(args: Namespace, checkpoint: dict) -> int:
 def main(argv: list[str] | None = None) -> int:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        args, checkpoint = parse_args(argv)
-        return generate(args, checkpoint) if args.generate else train(args, checkpoint)
+        if WORLD_SIZE > 1:
+            dist.init_process_group(timeout=timedelta(days=1))  # NCCL on GPUs, Gloo on CPUs; decoding takes its time
+            sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: PTH123, SIM115
+        box = [parse_args(argv) if RANK == 0 else None]
+        if WORLD_SIZE > 1:
+            dist.broadcast_object_list(box)  # the others need neither the command line's files nor the checkpoint
+        args, checkpoint = box[0]
+        if args.generate:
+            return generate(args, checkpoint) if RANK == 0 else 0
+        return train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
     except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
+        if WORLD_SIZE > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            sys.exit(1) if RANK else fail("another process of this run has ended, and so does this one", 1)
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)
     finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
