@@ -333,7 +333,7 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
         (part / "index.json").write_text(json.dumps([good, bad, channels]))
         part.rename(cache)
     good, bad, channels = json.loads((cache / "index.json").read_text())
-    if bad:
+    if bad and RANK == 0:
         print(f"warning: left out {len(bad)} unreadable images: {', '.join(bad[:10])}", file=sys.stderr)
     if not good:
         raise ValueError(f"no readable png, jpeg, webp or bmp image; expected {path}/[CLASS/]NAME.png")
@@ -700,7 +700,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    halt = torch.zeros(1)  # above 0 once a signal has come
+    halt = torch.zeros(1)  # above 0 once a signal has come or a loss is not finite
     epoch, capture_at = state.get("epoch", 1), step + 3 if args.cuda else 0  # by then cuDNN has chosen its algorithms
     if not checkpoint:
         save()  # so that a run can be resumed from its first moment on
@@ -720,7 +720,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 iteration = capture(iteration)
             bar.update()
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
-            halt.fill_(len(signals))
+            broken = not args.cuda and not sums.isfinite().all()  # a GPU would have to be waited for: see log()
+            halt.fill_(len(signals) + broken)
             average([halt])  # a signal may reach the processes between different steps
             if step % args.log_every == 0:  # the only place where the host waits for the GPU
                 log()
@@ -755,7 +756,9 @@ def main(argv: list[str] | None = None) -> int:
         fail("interrupted", 130)
     except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
         if WORLD_SIZE > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            sys.exit(1) if RANK else fail("another process of this run has ended, and so does this one", 1)
+            sys.exit(1) if RANK else fail(
+                "another process of this run has ended; --resume goes on from its last checkpoint", 1
+            )
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)
