@@ -728,6 +728,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 sums = torch.zeros_like(sums)
             if first + batches_per_step >= epoch * batches_per_epoch or step == last or halt:
                 save()
+                average([halt])  # nobody goes on, or ends well, unless process 0 has written it
     if RANK == 0:
         frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
         rest = (Image.open(path) for path in frames[1:])

@@ -80,7 +80,9 @@ def started(*args: object, **kwargs: str) -> Iterator[Group]:
 def errors() -> list[str]:
     """What the processes print that is neither a progress bar nor empty, without the lines of Gloo itself."""
     lines = [line for path in sorted(Path().glob("*.err")) for line in re.split(r"[\r\n]+", path.read_text())]
-    return [line for line in lines if line and "|" not in line and "[Gloo]" not in line and "/gloo/" not in line]
+    return [
+        line for line in lines if line.strip() and "|" not in line and "[Gloo]" not in line and "/gloo/" not in line
+    ]
 
 
 def train(name: str, count: int, run: str, *argv: object, codes: list[int] | None = None, **kwargs: str) -> Path:
