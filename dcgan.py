@@ -49,6 +49,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
@@ -339,6 +340,24 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
     if "label" in args and not classes:
         fail(f"--data {args.data} has no classes to condition on; expected one subfolder for each")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
+
+
+def join_processes() -> None:
+    """Connects the processes that torchrun has started: NCCL between GPUs, Gloo between CPUs.
+
+    torchrun keeps its store, through which they find each other, when it starts them again after one has failed, and
+    with it the addresses of dead ones. So they first agree on who is there now: each under a word of its own.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    store.set(f"process {RANK}", os.urandom(8).hex())
+    while True:
+        present = b" ".join(store.get(f"process {rank}") for rank in range(WORLD_SIZE)).decode()
+        store.set(f"{present} {RANK}", "")
+        with contextlib.suppress(dist.DistStoreError):  # until nobody takes a dead process for a living one
+            store.wait([f"{present} {rank}" for rank in range(WORLD_SIZE)], timedelta(seconds=1))
+            break
+    store, day = dist.PrefixStore(present, store), timedelta(days=1)  # decoding images may take long
+    dist.init_process_group(store=store, rank=RANK, world_size=WORLD_SIZE, timeout=day)
 
 
 def average(tensors: list[Tensor]) -> None:
@@ -720,7 +739,7 @@ def main(argv: list[str] | None = None) -> int:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if WORLD_SIZE > 1:
-            dist.init_process_group(timeout=timedelta(days=1))  # NCCL on GPUs, Gloo on CPUs; decoding takes its time
+            join_processes()
             sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: PTH123, SIM115
         box = [parse_args(argv) if RANK == 0 else None]
         if WORLD_SIZE > 1:
