@@ -573,9 +573,9 @@ def test_clock_goes_on_where_the_run_was_left(data: Path) -> None:
     assert result.checkpoint["seconds"] > 1000
 
 
-def start(name: str, data: Path) -> BaseProcess:
+def start(name: str, data: Path, *argv: object) -> BaseProcess:
     """The script as a process of its own, in a long run on one thread. What it prints goes to the file out.txt."""
-    argv = ["--data", data, *TINY, *OWN.get(name, []), "--epochs", 100_000]
+    argv = argv or ["--data", data, *TINY, *OWN.get(name, []), "--epochs", 100_000]
     command = [str(arg) for arg in [ROOT / f"{name}.py", *argv]]
     code = "import runpy, sys, torch; torch.set_num_threads(1); sys.stdout = sys.stderr = open('out.txt', 'w'); "
     code += f"sys.argv = {command}; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -627,15 +627,37 @@ def test_process_interrupted_by_a_signal_saves_and_is_resumed_exactly(
 
 
 @for_each_script
-def test_process_killed_at_a_random_moment_is_resumed_exactly(name: str, data: Path) -> None:
-    run = Path(f"runs/{name}-1")
-    process = start(name, data)
-    wait_for_rows(process, run, 2)
-    time.sleep(random.Random(name).uniform(0, 0.3))
-    process.kill()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    finish_and_compare(name, run, data)
+def test_process_killed_again_and_again_at_random_moments_ends_in_the_uninterrupted_run(name: str, data: Path) -> None:
+    """KILLS=40 pytest -k again_and_again kills each script 40 times: at the start, in steps, while writing files."""
+    rng, kills, codes = random.Random(name), int(os.environ.get("KILLS", 3)), []
+    argv, run, epochs = ["--data", data, *TINY, *OWN.get(name, []), "--out", "run"], Path("run"), 10 * kills
+    ends = {
+        signal.SIGKILL: {-9},
+        signal.SIGTERM: {-15, 143},
+        signal.SIGINT: {1, 130},
+    }  # before and after train() has begun
+    halves = 0
+    while len(codes) < kills:
+        again = ["--resume", "run"] if (run / "checkpoint.pt").exists() else argv
+        process = start(name, data, *again, "--epochs", epochs)
+        process.join(rng.uniform(0.1, 1.5))
+        if process.is_alive():
+            codes.append(rng.choice(list(ends)))
+            os.kill(process.pid, codes[-1])
+            process.join(60)
+        if process.exitcode == 0:  # it was faster: a longer run
+            epochs += 20
+        else:
+            assert process.exitcode in ends[codes[-1]], Path("out.txt").read_text()
+        halves += (run / "checkpoint.pt.part").exists()
+        (run / "checkpoint.pt.part").unlink(missing_ok=True)
+        assert process.exitcode in (-9, -15, 1) or "Traceback" not in Path("out.txt").read_text()  # 1: in an import
+    print(f"{name}: {kills} kills, {halves} while the checkpoint was written, {epochs} epochs")
+    if not (run / "checkpoint.pt").exists():
+        train(name, data, "--steps", 1)
+    epochs = max(epochs, torch.load(run / "checkpoint.pt", weights_only=True)["epoch"])
+    resume(name, run, "--epochs", epochs)
+    assert_same_run(run, train(name, data, "--epochs", epochs, run="expected").run)
 
 
 def test_resume_without_a_value_takes_the_newest_run_of_this_script(
