@@ -639,8 +639,12 @@ def test_process_killed_again_and_again_at_random_moments_ends_in_the_uninterrup
     halves = 0
     while len(codes) < kills:
         again = ["--resume", "run"] if (run / "checkpoint.pt").exists() else argv
+        Path("out.txt").unlink(missing_ok=True)
         process = start(name, data, *again, "--epochs", epochs)
-        process.join(rng.uniform(0.1, 1.5))
+        while not Path("out.txt").exists():  # before that, multiprocessing itself ignores SIGINT
+            assert process.exitcode is None
+            time.sleep(0.01)
+        process.join(rng.uniform(0, 1.5))
         if process.is_alive():
             codes.append(rng.choice(list(ends)))
             os.kill(process.pid, codes[-1])
