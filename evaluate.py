@@ -338,7 +338,7 @@ class Judge:
         self.share = read.bincount(minlength=self.classes) / len(read)
         self.spread = spread(self.train, read, self.classes)
 
-    def __call__(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+    def __call__(self, images: Tensor, labels: Tensor | None) -> dict[str, float | None]:
         """The figures of images uint8 (N, C, 32, 32); with the labels (N,) that they should have also the accuracy."""
         features, read = classify(self.classifier, images)
         share = read.bincount(minlength=self.classes) / len(read)
@@ -349,11 +349,11 @@ class Judge:
             "images": len(images),
             "classes": (share >= self.share / 10).logical_and(share > 0).sum().item(),
             "entropy": -share.xlogy(share).sum().item() / math.log(max(2, self.classes)),
-            "diversity": diversity.mean().item(),
-            "least diversity": diversity.min().item() if len(diversity) else math.nan,
+            "diversity": diversity.mean().item() if len(diversity) else None,
+            "least diversity": diversity.min().item() if len(diversity) else None,
             "frechet": frechet(features, self.features),
             "memorised": (2 * distance[:, 0] <= distance[:, -1]).double().mean().item(),
-            "accuracy": math.nan if labels is None else (read == labels).double().mean().item(),
+            "accuracy": None if labels is None else (read == labels).double().mean().item(),
         }
 
 
@@ -381,7 +381,7 @@ def score(options: Namespace) -> None:
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         columns[name] = judge(images, labels if "label" in run.args else None)
     found = {"data": first.data, "held_out": data.held_out_name, "columns": columns}
-    text = json.dumps(found, indent=2).replace("NaN", "null")
+    text = json.dumps(found, indent=2)
     if options.json and options.json != "-":
         Path(options.json).write_text(text + "\n")
     if options.json == "-":
@@ -392,7 +392,7 @@ def score(options: Namespace) -> None:
     widths = [max(10, len(name) + 2) for name in columns]
     print(" " * 16 + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
     for row in columns["held-out"]:
-        cells = [f"{c[row]:{FORMATS.get(row, '.3f')}}" if math.isfinite(c[row]) else "-" for c in columns.values()]
+        cells = [f"{c[row]:{FORMATS.get(row, '.3f')}}" if c[row] is not None else "-" for c in columns.values()]
         print(f"{row:16}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
@@ -468,12 +468,13 @@ def fid(options: Namespace) -> None:
         run.script.to_picture(images[i : i + 1].float() / 127.5 - 1).save(real / f"{i:06d}.png")
     a, b, folder = (shlex.quote(str(path)) for path in (generated, real, run.folder))
     gpu = torch.cuda.is_available()
-    code = f"from cleanfid.fid import compute_fid as f; print(f(*argv[1:]{', device=device("cpu")' * (not gpu)}))"
+    where = "" if gpu else ', device=device("cpu")'
     print(f"python {run.script.__name__}.py --resume {folder} --generate {count}")
     print("# then with torch-fidelity (pip install torch-fidelity)")
     print(f"fidelity {'--gpu 0' if gpu else '--cpu'} --fid --samples-find-deep --input1 {a} --input2 {b}")
     print("# or with clean-fid (pip install clean-fid)")
-    print(f"python -c 'from sys import argv; from torch import device; {code}' {a} {b}")
+    imports = "from sys import argv; from torch import device; from cleanfid.fid import compute_fid"
+    print(f"python -c '{imports}; print(compute_fid(*argv[1:]{where}))' {a} {b}")
 
 
 # ------------------------------------------------------------------------------------------------------ command line
