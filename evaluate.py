@@ -91,7 +91,7 @@ def load_run(folder: str, options: Namespace) -> Run:
     except Exception as error:  # torch.load raises all kinds on a broken file
         fail(f"{folder} is no run: {type(error).__name__}: {str(error).partition('. ')[0]}")
     script.fail = fail
-    typed = ["--resume", folder, "--generate", "1", "--cuda" if vars(options).get("cuda") else "--no-cuda"]
+    typed = ["--resume", str(Path(folder)), "--generate", "1", "--cuda" if vars(options).get("cuda") else "--no-cuda"]
     typed += ["--data-dir", options.data_dir] if vars(options).get("data_dir") else []
     with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
         return Run(Path(folder), script, *script.parse_args(typed))
@@ -157,7 +157,7 @@ def draw(run: Run, count: int, trained: bool = True) -> Iterator[tuple[Tensor, T
     """
     generator, rng = load_generator(run, trained), torch.Generator().manual_seed(run.args.seed)
     labels = torch.arange(count) % max(1, len(run.args.classes))
-    name = f"{'samples of' if trained else 'untrained'} {run.folder.name}"
+    name = f"{'samples of' if trained else 'untrained'} {run.folder}"
     for part in tqdm(torch.arange(count).split(100), name, unit="batch", leave=False):
         z = torch.randn(100, run.args.latent_dim, generator=rng)[: len(part)]
         yield run.script.sample(generator, z, labels[part], run.args), labels[part]
@@ -171,11 +171,11 @@ def to_bytes(images: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ parzen
 
 
-def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int = 250) -> Tensor:
+def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int = 100) -> Tensor:
     """log p(x), float64 (len(sigmas), N), where p is the mean of Gaussians N(sample, sigma^2 I).
 
     x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels. Beside them it needs
-    memory for three blocks of chunk x M numbers.
+    memory for a few blocks of chunk x M numbers.
     """
     (count, dims), norms, found = samples.shape, samples.square().sum(1), []
     for part in tqdm(x.split(chunk), "log-likelihood", unit="chunk", leave=False):
@@ -186,12 +186,11 @@ def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int =
 
 
 def parzen(options: Namespace) -> None:
-    """log-likelihood of the test images under Gaussians around samples
+    """Log-likelihood of the test images under Gaussians around samples (Goodfellow et al. 2014, Table 1).
 
-    Goodfellow et al. 2014, section 5, after Breuleux et al. 2011. As in the authors' code
-    (https://github.com/goodfeli/adversarial, parzen_ll.py): pixels in [0, 1], sigma from 0.1 to 1, the best for 1,000
-    images from the last sixth of the training set (MNIST: 50,000 to 50,999). Other than there, the GAN has seen these,
-    and sigma is the best of 55, not of 10, which is worth a few nats.
+    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py): pixels in [0, 1], sigma from 0.1
+    to 1, the best for 1,000 images from the last sixth of the training set (MNIST: 50,000 to 50,999). Other than
+    there, the GAN has seen these images, and sigma is the best of 55, not of 10, which is worth a few nats.
     """
     run = load_run(options.run, options)
     data = load_data(run, download=True)
@@ -207,8 +206,10 @@ def parzen(options: Namespace) -> None:
     valid, x = vectors(data.train[last:][:1000]), vectors(data.held_out)
     print(f"test        {data.held_out_name} ({len(x):,} x {x.shape[1]} pixels)")
     print(f"sigma       {options.sigma or f'the best of 55 for {len(valid):,} training images, from {last:,} on'}")
-    print(f"{'samples':20}{'number':>8}{'sigma':>8}{'log-likelihood':>17}", flush=True)
-    for name in ("training images", run.folder.name, "untrained"):
+    names = ["training images", str(run.folder), "untrained"]
+    width = max(map(len, names))
+    print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
+    for name in names:
         if name == "training images":
             samples = vectors(data.train[:last][: options.samples])
         else:
@@ -217,7 +218,7 @@ def parzen(options: Namespace) -> None:
         sigma = sigmas[int(log_likelihood(valid, samples, sigmas).mean(1).argmax())]
         ll = log_likelihood(x, samples, [sigma])[0]
         error = ll.std().item() / math.sqrt(len(ll))
-        print(f"{name:20}{len(samples):8,}{sigma:8.3f}{ll.mean().item():10.1f} ± {error:.1f}", flush=True)
+        print(f"{name:{width}}{len(samples):9,}{sigma:8.3f}{ll.mean().item():10.1f} ± {error:.1f}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- score
@@ -348,7 +349,7 @@ class Judge:
         return {
             "images": len(images),
             "classes": (share >= self.share / 10).logical_and(share > 0).sum().item(),
-            "entropy": -share.xlogy(share).sum().item() / math.log(max(2, self.classes)),
+            "entropy": abs(share.xlogy(share).sum().item()) / math.log(max(2, self.classes)),
             "diversity": diversity.mean().item() if len(diversity) else None,
             "least diversity": diversity.min().item() if len(diversity) else None,
             "frechet": frechet(features, self.features),
@@ -357,11 +358,14 @@ class Judge:
         }
 
 
-FORMATS = {"images": ",.0f", "classes": ".0f", "memorised": ".2%", "accuracy": ".1%", "frechet": ".2f"}
+FORMATS = {  # of the table's columns
+    **{"images": ",.0f", "classes": ".0f", "entropy": ".3f", "diversity": ".2f", "least diversity": ".2f"},
+    **{"frechet": ".2f", "memorised": ".2%", "accuracy": ".1%"},
+}
 
 
 def score(options: Namespace) -> None:
-    """classes, diversity, Frechet distance, memorisation, beside those of real images and of an untrained generator"""
+    """Classes, diversity, Frechet distance, memorisation, beside those of real images and an untrained generator."""
     runs = [load_run(folder, options) for folder in options.runs]
     first = runs[0].args
     for run in runs:
@@ -371,29 +375,26 @@ def score(options: Namespace) -> None:
         fail(f"score needs images with classes, and {first.data} has none; try neighbours, or fid")
     data = load_data(runs[0])
     judge = Judge(runs[0], data)
-    columns = {"held-out": judge(to_32(data.held_out), data.held_out_labels)}
-    kinds = {run.script.__name__: run for run in runs}  # each with an untrained generator of its own
-    same = len({run.folder.name for run in runs}) < len(runs)
-    sources = {str(run.folder) if same else run.folder.name: (run, True) for run in runs}
-    sources |= {f"untrained {kind}" if len(kinds) > 1 else "untrained": (run, False) for kind, run in kinds.items()}
+    rows = {"held-out": judge(to_32(data.held_out), data.held_out_labels)}
+    sources = {str(run.folder): (run, True) for run in runs}
+    sources |= {f"untrained {run.script.__name__}": (run, False) for run in runs}
     for name, (run, trained) in sources.items():
-        parts = [(to_32(to_bytes(images)).cpu(), labels) for images, labels in draw(run, options.samples, trained)]
+        parts = [(to_32(to_bytes(images).cpu()), labels) for images, labels in draw(run, options.samples, trained)]
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        columns[name] = judge(images, labels if "label" in run.args else None)
-    found = {"data": first.data, "held_out": data.held_out_name, "columns": columns}
-    text = json.dumps(found, indent=2)
-    if options.json and options.json != "-":
-        Path(options.json).write_text(text + "\n")
+        rows[name] = judge(images, labels if "label" in run.args else None)
+    text = json.dumps({"data": first.data, "held_out": data.held_out_name, "rows": rows}, indent=2)
     if options.json == "-":
         print(text)
         return
     print(f"data        {first.data}, {len(data.train):,} training images, {len(first.classes)} classes")
     print(f"held-out    {data.held_out_name}")
-    widths = [max(10, len(name) + 2) for name in columns]
-    print(" " * 16 + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
-    for row in columns["held-out"]:
-        cells = [f"{c[row]:{FORMATS.get(row, '.3f')}}" if c[row] is not None else "-" for c in columns.values()]
-        print(f"{row:16}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    print(f"{'':{max(map(len, rows))}}", *(f"{name:>{max(8, len(name))}}" for name in FORMATS), sep="  ")
+    for name, row in rows.items():
+        cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in FORMATS.items()]
+        cells = [f"{cell:>{max(8, len(key))}}" for key, cell in zip(FORMATS, cells, strict=True)]
+        print(f"{name:{max(map(len, rows))}}", *cells, sep="  ")
+    if options.json:
+        Path(options.json).write_text(text + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -437,23 +438,27 @@ def curves(options: Namespace) -> None:
         try:
             with Path(run, "metrics.csv").open(newline="") as file:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            tables[run] = {name: [row[name] for row in rows] for name in rows[0]}
-            tables[run]["step"]
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            tables[run] = columns.pop("step"), {k: v for k, v in columns.items() if k not in ("epoch", "seconds")}
         except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             fail(f"{run} has no metrics.csv with a row to draw: {type(error).__name__}: {error}")
-    names = dict.fromkeys(name for table in tables.values() for name in table)
-    names = [name for name in names if name not in ("step", "epoch", "seconds")]
+    names = list(dict.fromkeys(name for _, columns in tables.values() for name in columns))
+    if not names:
+        fail(f"{', '.join(tables)}: metrics.csv has nothing to draw")
     figure = Figure(figsize=(8, 2.2 * len(names)))
     axes = figure.subplots(len(names), sharex=True, squeeze=False)
     for name, ax in zip(names, axes[:, 0], strict=True):
-        for run, table in tables.items():
-            ax.plot(table["step"] if name in table else [], table.get(name, []), label=run, linewidth=1)
+        for run, (steps, columns) in tables.items():
+            ax.plot(steps, columns.get(name, [math.nan] * len(steps)), label=run, linewidth=1)
         ax.set_ylabel(name)
         ax.grid(alpha=0.3)
     axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1))
     axes[-1, 0].set_xlabel("updates of G")
     path = Path(options.out or Path(options.runs[0], "curves.png"))
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+    try:
+        figure.savefig(path, dpi=100, bbox_inches="tight")
+    except ValueError as error:
+        fail(f"--out {path}: {error}")
     print(path)
 
 
@@ -480,15 +485,15 @@ def fid(options: Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
+def between(low: float, high: float) -> Callable[[str], float]:
     """An argparse type: a number of low's type from low to high."""
 
-    def convert(text: str) -> float:
+    def number(text: str) -> float:
         if not low <= (value := type(low)(text)) <= high:
             raise ArgumentTypeError(f"{text} is not between {low} and {high}")
         return value
 
-    return convert
+    return number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -506,8 +511,13 @@ def main(argv: list[str] | None = None) -> int:
         else:
             add("run", metavar="RUN", help="folder of the run")
         if name in ("score", "parzen", "fid"):
-            count = number(2, 1_000_000)
-            add("--samples", type=count, default=10_000, metavar="N", help="number of images (%(default)s)")
+            add(
+                "--samples",
+                type=between(2, 1_000_000),
+                default=10_000,
+                metavar="N",
+                help="number of images (%(default)s)",
+            )
         if name in ("score", "parzen", "neighbours", "fid"):
             add("--data-dir", metavar="DIR", help="where the data are (where the run had them)")
         if name in ("score", "parzen", "neighbours", "interpolate"):
@@ -515,7 +525,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "score":
             add("--json", metavar="FILE", help="write the figures as JSON too; - is stdout, without the table")
         if name == "parzen":
-            add("--sigma", type=number(1e-3, 1e3), metavar="X", help="width of the Gaussians (the best of 55)")
+            add("--sigma", type=between(1e-3, 1e3), metavar="X", help="width of the Gaussians (the best of 55)")
         if name == "curves":
             add("--out", metavar="FILE", help="the picture (RUN/curves.png)")
     options = parser.parse_args(argv)
