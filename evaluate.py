@@ -1,0 +1,544 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm", "matplotlib"]
+# ///
+"""Scores and pictures of trained runs.
+
+    python evaluate.py score RUN...         classes, diversity, Frechet distance, memorisation, beside real images
+    python evaluate.py parzen RUN           log-likelihood of the test images (Goodfellow et al. 2014, Table 1)
+    python evaluate.py neighbours RUN       samples above their nearest training images, a picture
+    python evaluate.py interpolate RUN      what lies between two samples, a picture
+    python evaluate.py curves RUN...        metrics.csv as a plot (needs matplotlib)
+    python evaluate.py fid RUN              the commands that compute FID, with torch-fidelity or clean-fid
+
+A RUN is a folder that one of the five scripts has written; they must lie beside this file, whose parts are theirs.
+docs/evaluate.md says how each figure is made and how to read it.
+"""
+
+import contextlib
+import csv
+import hashlib
+import importlib.util
+import inspect
+import io
+import itertools
+import json
+import math
+import shlex
+import shutil
+import sys
+import tarfile
+import tempfile
+import zlib
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
+TEST_FILES = {  # of each set the test images and labels, from the mirrors of the training files, with their sha256
+    "mnist": {
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    "fashion-mnist": {
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+}
+
+
+class Run(NamedTuple):
+    """A trained run: its folder, the script that made it, as a module, its arguments and its checkpoint."""
+
+    folder: Path
+    script: ModuleType
+    args: Namespace
+    checkpoint: dict
+
+
+class Data(NamedTuple):
+    """The images that a run was trained on and some that it or at least the classifier has not seen; uint8, labels."""
+
+    train: Tensor
+    train_labels: Tensor
+    held_out: Tensor
+    held_out_labels: Tensor
+    held_out_name: str
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a disk or a memory that is full."""
+    tqdm.write(f"evaluate.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
+    raise SystemExit(code)
+
+
+def load_run(folder: str, options: Namespace) -> Run:
+    """Reads a run as `SCRIPT.py --resume RUN --generate 1` does, with that script's own code."""
+    try:
+        name = torch.load(Path(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["script"]
+        if name not in SCRIPTS:
+            raise ValueError(f"{name} is none of {', '.join(SCRIPTS)}")
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        script = importlib.util.module_from_spec(spec)  # a copy for us alone, whose errors come under our name
+        spec.loader.exec_module(script)
+    except Exception as error:  # torch.load raises all kinds on a broken file
+        fail(f"{folder} is no run: {type(error).__name__}: {str(error).partition('. ')[0]}")
+    script.fail = fail
+    typed = ["--resume", str(Path(folder)), "--generate", "1", "--cuda" if vars(options).get("cuda") else "--no-cuda"]
+    typed += ["--data-dir", options.data_dir] if vars(options).get("data_dir") else []
+    with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
+        return Run(Path(folder), script, *script.parse_args(typed))
+
+
+def load_images(run: Run) -> tuple[Tensor, Tensor]:
+    """All images that a run was trained on, uint8 (N, C, S, S), and their labels (N,)."""
+    images, labels, classes = run.script.load_data(run.args)
+    if (images.shape[1], classes) != (run.args.channels, run.args.classes):
+        fail(f"--data {run.args.data} has changed since {run.folder}: other channels or other classes")
+    return images, labels
+
+
+def load_data(run: Run, download: bool = False) -> Data:
+    """The images of a run: held out are the set's test images, if they are in DATA_DIR, else a sixth of all images."""
+    images, labels = load_images(run)
+    if test := load_test(run, download):
+        return Data(images, labels, *test, f"the test images of {run.args.data}")
+    step = max(6, math.ceil(len(images) / 10_000))
+    held_out = torch.arange(len(images)) % step == 0
+    name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
+    return Data(images[~held_out], labels[~held_out], images[held_out], labels[held_out], name)
+
+
+def load_test(run: Run, download: bool) -> tuple[Tensor, Tensor] | None:
+    """The test images of a standard set, uint8 (N, C, S, S), and their labels (N,). None if they are not there."""
+    script, name, folder = run.script, run.args.data, Path(run.args.data_dir, run.args.data)
+    files, tar = TEST_FILES.get(name, {}), folder / "cifar-10-binary.tar.gz"
+    there = all((folder / file).exists() or (folder / file.removesuffix(".gz")).exists() for file in files)
+    try:  # under the names of training files, so that the script reads and resizes them as it does those
+        with tempfile.TemporaryDirectory() as copy:
+            for file in files if there or download else ():
+                script.DATASETS[name].update(files)
+                path = script.fetch(name, file, folder)
+                shutil.copy(path, Path(copy, path.name.replace("t10k", "train")))
+            if name == "cifar10" and (found := sorted(folder.rglob("test_batch.bin"))):
+                shutil.copy(found[0], Path(copy, "data_batch_1.bin"))
+            elif name == "cifar10" and tar.exists():
+                with tarfile.open(tar) as opened:
+                    member = next(member for member in opened.getnames() if member.endswith("test_batch.bin"))
+                    Path(copy, "data_batch_1.bin").write_bytes(opened.extractfile(member).read())
+            if not any(Path(copy).iterdir()):
+                return None
+            images, labels = script.standard_set(name, Path(copy), run.args.image_size)
+    except (ValueError, OSError, EOFError, StopIteration, tarfile.TarError, zlib.error) as error:
+        fail(f"the test images of {name} in {folder}: {error or 'missing'}")
+    return torch.from_numpy(images), torch.from_numpy(labels.astype("int64"))
+
+
+def load_generator(run: Run, trained: bool = True) -> nn.Module:
+    """The generator of a run, or one of the same kind before its training."""
+    (generator, _), _ = run.script.load_networks(run.args, run.checkpoint if trained else {})
+    if run.args.cuda:
+        torch.cuda.synchronize()  # load_networks goes over to a stream of its own
+    torch.set_float32_matmul_precision("highest")  # what it sets is good for training, not for distances
+    return generator
+
+
+def draw(run: Run, count: int, trained: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images that --generate writes, as batches float32 (n, C, S, S) in [-1, 1], and the labels (n,) asked of cgan.
+
+    With trained=False they come from a generator that has not been trained.
+    """
+    generator, rng = load_generator(run, trained), torch.Generator().manual_seed(run.args.seed)
+    labels = torch.arange(count) % max(1, len(run.args.classes))
+    name = f"{'samples of' if trained else 'untrained'} {run.folder}"
+    for part in tqdm(torch.arange(count).split(100), name, unit="batch", leave=False):
+        z = torch.randn(100, run.args.latent_dim, generator=rng)[: len(part)]
+        yield run.script.sample(generator, z, labels[part], run.args), labels[part]
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, rounded as in the scripts' pictures."""
+    return images.mul(127.5).add(128).clamp(0, 255).byte()
+
+
+# ------------------------------------------------------------------------------------------------------------ parzen
+
+
+def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int = 100) -> Tensor:
+    """log p(x), float64 (len(sigmas), N), where p is the mean of Gaussians N(sample, sigma^2 I).
+
+    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels. Beside them it needs
+    memory for a few blocks of chunk x M numbers.
+    """
+    (count, dims), norms, found = samples.shape, samples.square().sum(1), []
+    for part in tqdm(x.split(chunk), "log-likelihood", unit="chunk", leave=False):
+        squares = torch.addmm(norms, part, samples.T, alpha=-2).add_(part.square().sum(1, keepdim=True))  # (chunk, M)
+        found.append(torch.stack([(squares * (-0.5 / sigma**2)).logsumexp(1) for sigma in sigmas]))
+    constants = [math.log(count) + dims * math.log(sigma * math.sqrt(2 * math.pi)) for sigma in sigmas]
+    return torch.cat(found, dim=1) - torch.tensor(constants, dtype=x.dtype, device=x.device)[:, None]
+
+
+def parzen(options: Namespace) -> None:
+    """Log-likelihood of the test images under Gaussians around samples (Goodfellow et al. 2014, Table 1).
+
+    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py): pixels in [0, 1], sigma from 0.1
+    to 1, the best for 1,000 images from the last sixth of the training set (MNIST: 50,000 to 50,999). Other than
+    there, the GAN has seen these images, and sigma is the best of 55, not of 10, which is worth a few nats.
+    """
+    run = load_run(options.run, options)
+    data = load_data(run, download=True)
+    last = len(data.train) * 5 // 6
+    border = 2 if run.args.data in TEST_FILES and run.args.image_size == 32 else 0  # which 28x28 images were given
+    side = run.args.image_size - border
+
+    def vectors(images: Tensor) -> Tensor:
+        """Images, uint8 or in [-1, 1], as float64 (N, D) in [0, 1], on the device."""
+        x = images[:, :, border:side, border:side].flatten(1).to("cuda" if run.args.cuda else "cpu", torch.float64)
+        return x / 255 if images.dtype == torch.uint8 else (x + 1) / 2
+
+    valid, x = vectors(data.train[last:][:1000]), vectors(data.held_out)
+    print(f"test        {data.held_out_name} ({len(x):,} x {x.shape[1]} pixels)")
+    print(f"sigma       {options.sigma or f'the best of 55 for {len(valid):,} training images, from {last:,} on'}")
+    names = ["training images", str(run.folder), "untrained"]
+    width = max(map(len, names))
+    print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
+    for name in names:
+        if name == "training images":
+            samples = vectors(data.train[:last][: options.samples])
+        else:
+            samples = torch.cat([vectors(images) for images, _ in draw(run, options.samples, name != "untrained")])
+        sigmas = [options.sigma] if options.sigma else torch.logspace(-1, 0, 55).tolist()
+        sigma = sigmas[int(log_likelihood(valid, samples, sigmas).mean(1).argmax())]
+        ll = log_likelihood(x, samples, [sigma])[0]
+        error = ll.std().item() / math.sqrt(len(ll))
+        print(f"{name:{width}}{len(samples):9,}{sigma:8.3f}{ll.mean().item():10.1f} ± {error:.1f}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- score
+
+
+class Classifier(nn.Module):
+    """Maps images uint8 (N, channels, 32, 32) to features (N, 128) and logits (N, classes)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        layers, widths = [], [channels, 32, 64, 128]  # at 16x16, 8x8, 4x4
+        for i, o in itertools.pairwise(widths):
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 128), nn.ReLU())
+        self.last = nn.Linear(128, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(images / 127.5 - 1)
+        return features, self.last(features)
+
+
+def train_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> Classifier:
+    """Trains a classifier on images uint8 (N, C, 32, 32) and labels (N,): 1,500 batches of 128 or 20 epochs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = Classifier(images.shape[1], classes).to(device).train()
+    optimizer, rng = torch.optim.Adam(classifier.parameters()), torch.Generator().manual_seed(0)
+    steps = min(1500, 20 * math.ceil(len(images) / 128))
+    for step in tqdm(range(steps), "training the classifier", unit="step", leave=False):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+        part = torch.randint(len(images), (128,), generator=rng)
+        loss = F.cross_entropy(classifier(images[part].to(device))[1], labels[part].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return classifier
+
+
+def load_classifier(run: Run, images: Tensor, labels: Tensor) -> Classifier:
+    """The classifier of these images, from DATA_DIR/cache, where it is put once it is trained."""
+    classes, device = len(run.args.classes), "cuda" if run.args.cuda else "cpu"
+    key = hashlib.sha256(inspect.getsource(Classifier).encode() + inspect.getsource(train_classifier).encode())
+    for part in (*images.split(10_000), labels):
+        key.update(part.contiguous().numpy())
+    path = Path(run.args.data_dir, "cache", f"classifier-{key.hexdigest()[:16]}.pt")
+    classifier = Classifier(images.shape[1], classes).to(device)
+    try:
+        classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    except Exception:  # torch.load raises all kinds on a broken file; it is made anew
+        classifier, buffer = train_classifier(images, labels, classes, device), io.BytesIO()
+        torch.save(classifier.state_dict(), buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.script.replace_file(path, buffer.getvalue())
+    return classifier.eval()
+
+
+def to_32(images: Tensor) -> Tensor:
+    """Images uint8 (N, C, S, S) as uint8 (N, C, 32, 32), so that runs of all sizes compare."""
+    if images.shape[-1] == 28:
+        return F.pad(images, (2, 2, 2, 2))  # as the convolutional scripts do with MNIST
+    return images if images.shape[-1] == 32 else F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features, float64 (N, 128), and the classes that are read (N,)."""
+    device = next(classifier.parameters()).device
+    found = [classifier(part.to(device)) for part in images.split(500)]
+    return torch.cat([f for f, _ in found]).double().cpu(), torch.cat([logits for _, logits in found]).argmax(1).cpu()
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Frechet distance of the Gaussians with the means and covariances of x (N, D) and y (M, D), float64.
+
+    |m - n|^2 + Tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the formula of FID (Heusel et al. 2017), here in other features.
+    """
+    a, b = x.T.cov(correction=0), y.T.cov(correction=0)
+    values, vectors = torch.linalg.eigh(a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+    return ((x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2 * cross).item()
+
+
+def nearest(x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22) -> tuple[Tensor, Tensor]:
+    """The k nearest of train (M, ...) to each of x (N, ...), all uint8: Euclidean distances (N, k) and indices (N, k).
+
+    Pixels count from 0 to 1. Takes train in chunks of so many pixels.
+    """
+    flat = x.flatten(1).to(device).float() / 255
+    best, index = torch.empty(len(x), 0, device=device), torch.empty(len(x), 0, dtype=torch.long, device=device)
+    chunk = max(1, chunk // flat.shape[1])
+    for start in tqdm(range(0, len(train), chunk), "neighbours", unit="chunk", leave=False):
+        part = train[start : start + chunk].flatten(1).to(device).float() / 255
+        squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, chunk), |x|^2 left out
+        near, where = squares.topk(min(k, len(part)), dim=1, largest=False)
+        best, where, index = torch.cat([best, near], 1), where + start, torch.cat([index, where + start], 1)
+        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+        index = index.gather(1, order)
+    index = index.cpu()
+    exact = [torch.linalg.vector_norm((x.float() - train[i].float()).flatten(1) / 255, dim=1) for i in index.T]
+    return torch.stack(exact, 1), index
+
+
+def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean distance of two images of the same class, for each class (classes,), from its first 500; NaN if < 2."""
+    parts = (images[labels == k][:500].flatten(1).float() / 255 for k in range(classes))
+    return torch.stack([F.pdist(part).mean() for part in parts])
+
+
+class Judge:
+    """What sets of images are compared with: a classifier, and what it makes of the training images."""
+
+    def __init__(self, run: Run, data: Data) -> None:
+        self.device, self.classes = "cuda" if run.args.cuda else "cpu", len(run.args.classes)
+        self.train = torch.cat([to_32(part) for part in data.train.split(1000)])
+        self.classifier = load_classifier(run, self.train, data.train_labels)
+        self.features, read = classify(self.classifier, self.train)
+        self.share = read.bincount(minlength=self.classes) / len(read)
+        self.spread = spread(self.train, read, self.classes)
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> dict[str, float | None]:
+        """The figures of images uint8 (N, C, 32, 32); with the labels (N,) that they should have also the accuracy."""
+        features, read = classify(self.classifier, images)
+        share = read.bincount(minlength=self.classes) / len(read)
+        diversity = spread(images, read, self.classes) / self.spread
+        diversity = diversity[diversity.isfinite()]  # of the classes that are there
+        distance, _ = nearest(images, self.train, 2, self.device)
+        return {
+            "images": len(images),
+            "classes": (share >= self.share / 10).logical_and(share > 0).sum().item(),
+            "entropy": abs(share.xlogy(share).sum().item()) / math.log(max(2, self.classes)),
+            "diversity": diversity.mean().item() if len(diversity) else None,
+            "least diversity": diversity.min().item() if len(diversity) else None,
+            "frechet": frechet(features, self.features),
+            "memorised": (2 * distance[:, 0] <= distance[:, -1]).double().mean().item(),
+            "accuracy": None if labels is None else (read == labels).double().mean().item(),
+        }
+
+
+FORMATS = {  # of the table's columns
+    **{"images": ",.0f", "classes": ".0f", "entropy": ".3f", "diversity": ".2f", "least diversity": ".2f"},
+    **{"frechet": ".2f", "memorised": ".2%", "accuracy": ".1%"},
+}
+
+
+def score(options: Namespace) -> None:
+    """Classes, diversity, Frechet distance, memorisation, beside those of real images and an untrained generator."""
+    runs = [load_run(folder, options) for folder in options.runs]
+    first = runs[0].args
+    for run in runs:
+        if (run.args.data, run.args.channels, run.args.classes) != (first.data, first.channels, first.classes):
+            fail(f"{run.folder} was trained on {run.args.data}, {runs[0].folder} on {first.data}: score them apart")
+    if not first.classes:
+        fail(f"score needs images with classes, and {first.data} has none; try neighbours, or fid")
+    data = load_data(runs[0])
+    judge = Judge(runs[0], data)
+    rows = {"held-out": judge(to_32(data.held_out), data.held_out_labels)}
+    sources = {str(run.folder): (run, True) for run in runs}
+    sources |= {f"untrained {run.script.__name__}": (run, False) for run in runs}
+    for name, (run, trained) in sources.items():
+        parts = [(to_32(to_bytes(images).cpu()), labels) for images, labels in draw(run, options.samples, trained)]
+        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        rows[name] = judge(images, labels if "label" in run.args else None)
+    text = json.dumps({"data": first.data, "held_out": data.held_out_name, "rows": rows}, indent=2)
+    if options.json == "-":
+        print(text)
+        return
+    print(f"data        {first.data}, {len(data.train):,} training images, {len(first.classes)} classes")
+    print(f"held-out    {data.held_out_name}")
+    print(f"{'':{max(map(len, rows))}}", *(f"{name:>{max(8, len(name))}}" for name in FORMATS), sep="  ")
+    for name, row in rows.items():
+        cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in FORMATS.items()]
+        cells = [f"{cell:>{max(8, len(key))}}" for key, cell in zip(FORMATS, cells, strict=True)]
+        print(f"{name:{max(map(len, rows))}}", *cells, sep="  ")
+    if options.json:
+        Path(options.json).write_text(text + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def neighbours(options: Namespace) -> None:
+    """Sixteen samples, below each its three nearest training images, as RUN/neighbours.png."""
+    run = load_run(options.run, options)
+    images, _ = load_images(run)
+    samples = to_bytes(next(draw(run, 16))[0]).cpu()
+    _, index = nearest(samples, images, 3, "cuda" if run.args.cuda else "cpu")  # (16, 3)
+    tiles = torch.cat([samples, *(images[i] for i in index.T)])  # row after row
+    run.script.to_picture(tiles.float() / 127.5 - 1, columns=16).save(run.folder / "neighbours.png")
+    print(f"{run.folder / 'neighbours.png'}: samples in the top row, below each its nearest training images")
+
+
+def interpolate(options: Namespace) -> None:
+    """What G makes of straight lines in z, as RUN/interpolate.png; cgan: one row for each class."""
+    run = load_run(options.run, options)
+    generator, rng = load_generator(run), torch.Generator().manual_seed(run.args.seed)
+    rows = min(len(run.args.classes), 16) if "label" in run.args else 8
+    ends = torch.randn(2, rows, run.args.latent_dim, generator=rng)
+    steps = [
+        run.script.sample(generator, ends[0].lerp(ends[1], t / 9), torch.arange(rows), run.args) for t in range(10)
+    ]
+    tiles = torch.stack(steps, dim=1).flatten(0, 1)  # (rows, 10, C, S, S) to row after row
+    run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
+    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another")
+
+
+def curves(options: Namespace) -> None:
+    """The columns of metrics.csv over the steps, one panel each, as RUN/curves.png; several runs overlaid, as --out."""
+    if len(options.runs) > 1 and not options.out:
+        fail("several runs need --out FILE.png")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        fail(f"curves: {error}; pip install matplotlib")
+    tables = {}  # of each run the columns
+    for run in options.runs:
+        try:
+            with Path(run, "metrics.csv").open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            tables[run] = columns.pop("step"), {k: v for k, v in columns.items() if k not in ("epoch", "seconds")}
+        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+            fail(f"{run} has no metrics.csv with a row to draw: {type(error).__name__}: {error}")
+    names = list(dict.fromkeys(name for _, columns in tables.values() for name in columns))
+    if not names:
+        fail(f"{', '.join(tables)}: metrics.csv has nothing to draw")
+    figure = Figure(figsize=(8, 2.2 * len(names)))
+    axes = figure.subplots(len(names), sharex=True, squeeze=False)
+    for name, ax in zip(names, axes[:, 0], strict=True):
+        for run, (steps, columns) in tables.items():
+            ax.plot(steps, columns.get(name, [math.nan] * len(steps)), label=run, linewidth=1)
+        ax.set_ylabel(name)
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1))
+    axes[-1, 0].set_xlabel("updates of G")
+    path = Path(options.out or Path(options.runs[0], "curves.png"))
+    try:
+        figure.savefig(path, dpi=100, bbox_inches="tight")
+    except ValueError as error:
+        fail(f"--out {path}: {error}")
+    print(path)
+
+
+def fid(options: Namespace) -> None:
+    """Writes training images, as the GAN saw them, to RUN/real and prints the commands that compute FID."""
+    run = load_run(options.run, options)
+    images, _ = load_images(run)
+    real, generated, count = run.folder / "real", run.folder / "generated", min(options.samples, len(images))
+    shutil.rmtree(real, ignore_errors=True)
+    real.mkdir()
+    for i in tqdm(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist(), str(real)):
+        run.script.to_picture(images[i : i + 1].float() / 127.5 - 1).save(real / f"{i:06d}.png")
+    a, b, folder = (shlex.quote(str(path)) for path in (generated, real, run.folder))
+    gpu = torch.cuda.is_available()
+    where = "" if gpu else ', device=device("cpu")'
+    print(f"python {run.script.__name__}.py --resume {folder} --generate {count}")
+    print("# then with torch-fidelity (pip install torch-fidelity)")
+    print(f"fidelity {'--gpu 0' if gpu else '--cpu'} --fid --samples-find-deep --input1 {a} --input2 {b}")
+    print("# or with clean-fid (pip install clean-fid)")
+    imports = "from sys import argv; from torch import device; from cleanfid.fid import compute_fid"
+    print(f"python -c '{imports}; print(compute_fid(*argv[1:]{where}))' {a} {b}")
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def between(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number of low's type from low to high."""
+
+    def number(text: str) -> float:
+        if not low <= (value := type(low)(text)) <= high:
+            raise ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return number
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser("evaluate.py", description=__doc__.splitlines()[0])
+    parser.error = fail
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for function in (score, parzen, neighbours, interpolate, curves, fid):
+        name, text = function.__name__, function.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=text, description=text)
+        command.error = fail
+        command.set_defaults(function=function)
+        add = command.add_argument
+        if name in ("score", "curves"):
+            add("runs", nargs="+", metavar="RUN", help="folder of a run")
+        else:
+            add("run", metavar="RUN", help="folder of the run")
+        if name in ("score", "parzen", "fid"):
+            add(
+                "--samples",
+                type=between(2, 1_000_000),
+                default=10_000,
+                metavar="N",
+                help="number of images (%(default)s)",
+            )
+        if name in ("score", "parzen", "neighbours", "fid"):
+            add("--data-dir", metavar="DIR", help="where the data are (where the run had them)")
+        if name in ("score", "parzen", "neighbours", "interpolate"):
+            add("--cuda", action="store_true", help="run on the GPU")
+        if name == "score":
+            add("--json", metavar="FILE", help="write the figures as JSON too; - is stdout, without the table")
+        if name == "parzen":
+            add("--sigma", type=between(1e-3, 1e3), metavar="X", help="width of the Gaussians (the best of 55)")
+        if name == "curves":
+            add("--out", metavar="FILE", help="the picture (RUN/curves.png)")
+    options = parser.parse_args(argv)
+    try:
+        options.function(options)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        fail(str(error).partition("\n")[0], 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
