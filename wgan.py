@@ -245,10 +245,7 @@ def fetch(name: str, file: str, folder: Path) -> Path:
     for mirror in DATASETS[name]["mirrors"].split():
         try:
             data, request = bytearray(), Request(mirror + file, headers={"User-Agent": SCRIPT})
-            with (
-                urlopen(request, timeout=30) as reply,
-                tqdm(desc=file, total=reply.length, unit="B", unit_scale=1) as bar,
-            ):
+            with urlopen(request, timeout=30) as reply, tqdm(None, file, reply.length, unit="B", unit_scale=1) as bar:
                 while len(data) <= LARGEST and (chunk := reply.read1(2**16)):
                     data += chunk
                     bar.update(len(chunk))
@@ -286,7 +283,7 @@ def standard_set(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.nda
             data = io.BytesIO(read_file(fetch(name, "cifar-10-binary.tar.gz", folder)))
             with tarfile.open(fileobj=data, mode="r:") as tar:
                 members = {m.name: m for m in tar if "data_batch" in m.name and m.isreg() and not m.issparse()}
-                files = [tar.extractfile(members[name]).read() for name in sorted(members)]
+                files = [tar.extractfile(member).read() for _, member in sorted(members.items())]
         if any(len(file) % 3073 for file in files):
             raise ValueError("a data_batch file is not whole")
         records = np.frombuffer(bytearray().join(files), np.uint8).reshape(-1, 3073)
@@ -526,9 +523,11 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
             for group in groups:
                 group["capturable"] = args.cuda  # counts its steps on the GPU, as a CUDA graph needs it
             optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-            for p, values in optimizer.state.items():
-                if any((x.dtype, x.shape) not in ((p.dtype, p.shape), (p.dtype, ())) for x in values.values()):
-                    raise ValueError("an optimizer's state has another shape than its parameter")
+            names = {name for state in optimizer.state.values() for name in state}
+            kind = lambda x: (x.dtype, x.shape, x.stride())  # noqa: E731
+            for p, state in optimizer.state.items():  # a fused step looks at no shape: it would write beyond the end
+                if any(kind(state[name]) != kind(p.new_zeros(()) if name == "step" else p) for name in names):
+                    raise ValueError("an optimizer's state does not fit its parameter")
     except Exception as error:  # a checkpoint of other code raises all kinds
         fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
     return networks, optimizers
