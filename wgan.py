@@ -379,7 +379,15 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
             images, labels = standard_set(args.data, Path(args.data_dir, args.data), args.image_size)
         else:
             images, labels, classes = image_folder(Path(args.data), args.image_size, Path(args.data_dir, "cache"))
-    except (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         fail(f"--data {args.data}: {error} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
     if args.batch_size > len(images):
         fail(f"--batch-size {args.batch_size} is more than the {len(images)} images of {args.data}")
