@@ -305,7 +305,7 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
 
     Returns images uint8 (N, C, size, size), grey if all are; for each the number (N,) of its first-level subfolder,
     its class; the names of the classes ([] if an image lies outside). Unreadable files are left out with a warning, and
-    so are those of more than LARGEST bytes or LARGEST / 4 pixels: a thread never takes more than 4 LARGEST, 1 GiB.
+    so are those of more than LARGEST bytes or LARGEST / 4 pixels: a thread takes at most 6 LARGEST, 1.5 GiB.
     """
     if path.is_dir():
         stamps = {p.relative_to(path).as_posix(): p.stat().st_mtime_ns for p in path.rglob("*.*") if p.is_file()}
@@ -355,8 +355,8 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     try:
         good, bad, channels = json.loads((cache / "index.json").read_text())
         images = np.load(cache / "images.npy", mmap_mode="c")[: len(good), :channels]
-    except ValueError:
-        raise ValueError(f"{cache} is damaged; delete it, and it is made anew") from None
+    except (ValueError, EOFError):
+        raise ValueError(f"its cache is damaged; delete {cache}") from None
     if bad:
         print(f"warning: left out {len(bad)} unreadable images: {str(bad[:10])[1:-1]}", file=sys.stderr)
     if not good:

@@ -75,7 +75,8 @@ def ends_well(act: Callable[[], object], codes: tuple[int, ...] = (2,)) -> bool:
             act()
     except SystemExit as end:
         assert end.code in codes
-        lines = [line for line in err.getvalue().split("\n") if line and "\r" not in line]  # no progress bars
+        lines = [line for line in err.getvalue().split("\n") if line and ("\r" not in line or "error" in line)]
+        lines = [line.rpartition("\r")[2] for line in lines]  # no progress bars
         assert sum(line.split(" ")[1] == "error:" for line in lines) == 1, lines
         assert all(line.split(" ")[0] in ("dcgan.py:", "cgan.py:", "warning:") for line in lines), lines
         return False
