@@ -30,23 +30,8 @@ OWN = {
     "wgan_gp.py": ["--n-critic", "--gp-weight", "--kernels"],
 }
 HUGE = "99999999999999999999999"
-COUNT = [
-    "0",
-    "-0",
-    "-1",
-    "1.5",
-    "1e3",
-    "0x10",
-    "²",
-    "x",
-    "nan",
-    "inf",
-    "",
-    " ",
-    str(2**63),
-    HUGE,
-    "9" * 5000,
-]  # bad values of what counts something, from 1 on
+# Bad values of what counts something, from 1 on.
+COUNT = ["0", "-0", "-1", "1.5", "1e3", "0x10", "²", "x", "nan", "inf", "", " ", str(2**63), HUGE]
 POSITIVE = ["0", "-0.0", "9e-13", "1e-400", "-1", "x", "nan", "inf", "-inf", "1e19", "1e400", "1j", ""]
 FLAG = ["=1"]  # a flag takes no value
 NAME = [None]  # any text is fine, no text is not
@@ -472,7 +457,7 @@ def write_packed(run: Path) -> None:
 def write_flipped(run: Path) -> None:
     """One bit of one weight is another; torch.load alone would not notice."""
     state, data = torch.load(run / "checkpoint.pt", weights_only=True), bytearray((run / "checkpoint.pt").read_bytes())
-    weights = next(value for value in state["generator"].values() if value.numel() > 100).flatten()[:100]
+    weights = next(value for value in state["generator"].values() if value.shape == (64,))
     data[data.index(weights.numpy().tobytes()) + 40] ^= 1
     (run / "checkpoint.pt").write_bytes(data)
 
@@ -497,7 +482,6 @@ WRONG: dict[str, Callable[[dict], object]] = {
     "seconds are nan": lambda state: state.update(seconds=math.nan),
     "sums are none": lambda state: state.update(sums=None),
     "sums of complex numbers": lambda state: state.update(sums=torch.zeros(4).cfloat()),
-    "more columns": lambda state: state.update(sums=torch.zeros(7)),
     "z of another size": lambda state: state.update(z=torch.zeros(64, 5)),
     "z is nan": lambda state: state["z"].fill_(math.nan),
     "labels out of range": lambda state: state.update(labels=torch.full((64,), 99)),
@@ -567,6 +551,16 @@ def test_a_class_in_a_checkpoint_that_leads_out_of_the_run_is_refused_and_delete
     before = files()
     refused("cgan.py", "--resume", "a/run", "--generate", 2)
     assert files() == before
+
+
+def test_a_run_of_a_script_that_logged_other_columns_is_refused(
+    finished: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished("dcgan.py"), "run")
+    write_with(Path("run"), lambda state: state.update(sums=torch.zeros(7)))
+    with pytest.raises(SystemExit, match="2"):
+        call("dcgan.py", "--resume", "run", "--steps", 3)
+    assert "\rdcgan.py: error: --resume: run logged 7 columns" in capsys.readouterr().err
 
 
 def test_a_run_whose_table_is_damaged_goes_on(finished: Callable[[str], Path]) -> None:
