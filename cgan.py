@@ -713,7 +713,12 @@ def main(argv: list[str] | None = None) -> int:
         return generate(args, checkpoint) if args.generate else train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
-    except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
+    except (
+        OSError,
+        MemoryError,
+        RuntimeError,
+        UnicodeEncodeError,
+    ) as error:  # disk full, no memory, odd name of a file
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)

@@ -366,6 +366,14 @@ def test_generate_without_resume_is_refused(script: str, refused: Callable[..., 
     assert files() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+def test_a_name_that_cannot_be_printed_is_one_line() -> None:
+    data = make_images(Path(os.fsdecode(b"\xff")))
+    done = run_script("dcgan.py", "--data", data, *TINY, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 1
+    assert re.fullmatch(r"dcgan\.py: error: .+ encode .+", done.stderr.splitlines()[-1])
+
+
 def test_a_bad_option_ends_the_program_itself_with_2_and_one_line() -> None:
     done = run_script("dcgan.py", "--epochs", 0)
     assert done.returncode == 2
