@@ -716,9 +716,10 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 sums = torch.zeros_like(sums)
             if first + batches_per_step >= epoch * batches_per_epoch or step == last or signals:
                 save()
-    frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
+    frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: (len(path.name), path.name))
     rest = (Image.open(path) for path in frames[1:])
-    Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
+    if frames:  # or only the checkpoint of a finished run was kept
+        Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
     again = f"python {SCRIPT}.py --resume {run}"
     more = "" if step < last else f" --steps {2 * step}" if last == args.steps else f" --epochs {2 * epoch}"
     print(f"stopped at step {step} of {last}; to go on: {again}{more}")
