@@ -382,16 +382,8 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
             images, labels = standard_set(args.data, Path(args.data_dir, args.data), args.image_size)
         else:
             images, labels, classes = image_folder(Path(args.data), args.image_size, Path(args.data_dir, "cache"))
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        fail(f"--data {args.data}: {error} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
+    except (ValueError, OSError, EOFError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
+        fail(f"--data {args.data}: {e} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
     if args.batch_size > len(images):
         fail(f"--batch-size {args.batch_size} is more than the {len(images)} images of {args.data}")
     if "label" in args and not classes:
@@ -534,10 +526,10 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
             for group in groups:
                 group["capturable"] = args.cuda  # counts its steps on the GPU, as a CUDA graph needs it
             optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-            names = {name for state in optimizer.state.values() for name in state}
+            names = {name for values in optimizer.state.values() for name in values}
             kind = lambda x: (x.dtype, x.shape, x.stride())  # noqa: E731
-            for p, state in optimizer.state.items():  # a fused step looks at no shape: it would write beyond the end
-                if any(kind(state[name]) != kind(p.new_zeros(()) if name == "step" else p) for name in names):
+            for p, values in optimizer.state.items():  # a fused step looks at no shape: it would write beyond the end
+                if any(kind(values[name]) != kind(p.new_zeros(()) if name == "step" else p) for name in names):
                     raise ValueError("an optimizer's state does not fit its parameter")
     except Exception as error:  # a checkpoint of other code raises all kinds
         fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
@@ -737,12 +729,7 @@ def main(argv: list[str] | None = None) -> int:
         return generate(args, checkpoint) if args.generate else train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
-    except (
-        OSError,
-        MemoryError,
-        RuntimeError,
-        UnicodeEncodeError,
-    ) as error:  # disk full, no memory, odd name of a file
+    except (OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:  # disk full, out of memory, odd names
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)
