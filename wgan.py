@@ -21,6 +21,7 @@ which are in the authors' code, not in the paper. As in both, the clip takes in 
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import itertools
@@ -29,10 +30,10 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
@@ -41,6 +42,7 @@ from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -193,11 +195,10 @@ def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, arg
 # ----------------------------------------------------------------------------------------------------------------------
 
 SCRIPT = Path(__file__).stem
-RANK, WORLD_SIZE = (
-    int(os.environ.get("RANK", 0)),
-    int(os.environ.get("WORLD_SIZE", 1)),
-)  # set by torchrun: which process
-LOCAL_RANK, LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # here
+# What torchrun says: which of how many processes this is, in all and on this machine.
+RANK, LOCAL_RANK = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+WORLD_SIZE, LOCAL_WORLD_SIZE = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+LARGEST = 2**28  # bytes of a file of data, unpacked, and of an image in memory: damaged or hostile ones end there
 DATASETS = {  # of each set the mirrors, the files and their sha256
     "mnist": {
         "mirrors": "https://ossci-datasets.s3.amazonaws.com/mnist/ https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -246,14 +247,20 @@ def glyphs(size: int, count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, n
 def fetch(name: str, file: str, folder: Path) -> Path:
     """A file of a standard set: the one in folder, gzipped or not, else from the first mirror that serves it whole."""
     for path in (folder / file.removesuffix(".gz"), folder / file):
-        if path.exists():
+        if path.is_file():
             return path
-    folder.mkdir(parents=True, exist_ok=True)
-    socket.setdefaulttimeout(30)
     problems = []
     for mirror in DATASETS[name]["mirrors"].split():
-        try:  # into a temporary file, with a progress bar; renamed when the checksum is right
-            torch.hub.download_url_to_file(mirror + file, str(path), DATASETS[name][file])
+        try:
+            data, request = bytearray(), Request(mirror + file, headers={"User-Agent": SCRIPT})
+            with urlopen(request, timeout=30) as reply, tqdm(None, file, reply.length, unit="B", unit_scale=1) as bar:
+                while len(data) <= LARGEST and (chunk := reply.read1(2**16)):
+                    data += chunk
+                    bar.update(len(chunk))
+            if reply.url[:6] != mirror[:6] or hashlib.sha256(data).hexdigest() != DATASETS[name][file]:
+                raise ValueError(f"{reply.url} is not https, or not the file")
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, data)
             return path
         except Exception as error:  # whatever it is, the next mirror may do better
             problems.append(f"{mirror}: {error}")
@@ -261,10 +268,15 @@ def fetch(name: str, file: str, folder: Path) -> Path:
     fail(f"cannot download {name} ({'; '.join(problems)}); you can put {files} into {folder} yourself")
 
 
+def read_file(path: Path) -> bytes:
+    """A file's content, unpacked if it is gzipped, up to LARGEST bytes."""
+    with path.open("rb") as file:
+        return (gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file).read(LARGEST)
+
+
 def read_idx(path: Path, dims: int) -> np.ndarray:
     """Reads an IDX file of bytes with so many dimensions, gzipped or not. ValueError if it is anything else."""
-    data = path.read_bytes()
-    data = bytearray(zlib.decompress(data, wbits=31) if data[:2] == b"\x1f\x8b" else data)
+    data = bytearray(read_file(path))
     magic, *shape = (int.from_bytes(data[i : i + 4], "big") for i in range(0, 4 + 4 * dims, 4))
     if magic != 0x800 + dims or len(data) != 4 + 4 * dims + math.prod(shape):
         raise ValueError(f"{path} is not a whole IDX file")
@@ -274,17 +286,21 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 def standard_set(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads a set of DATASETS, downloaded unless it is in folder: images uint8 (N, C, size, size), labels (N,)."""
     if name == "cifar10":  # records of one byte of label and 3 x 32 x 32 of pixels
-        files = [path.read_bytes() for path in sorted(folder.rglob("data_batch_?.bin"))]
+        files = [read_file(path) for path in sorted(folder.rglob("data_batch_?.bin")) if path.is_file()]
         if not files:
-            with tarfile.open(fetch(name, "cifar-10-binary.tar.gz", folder)) as tar:
-                files = [tar.extractfile(member).read() for member in sorted(tar.getnames()) if "data_batch" in member]
+            data = io.BytesIO(read_file(fetch(name, "cifar-10-binary.tar.gz", folder)))
+            with tarfile.open(fileobj=data, mode="r:") as tar:
+                members = {m.name: m for m in tar if "data_batch" in m.name and m.isreg() and not m.issparse()}
+                files = [tar.extractfile(member).read() for _, member in sorted(members.items())]
+        if any(len(file) % 3073 for file in files):
+            raise ValueError("a data_batch file is not whole")
         records = np.frombuffer(bytearray().join(files), np.uint8).reshape(-1, 3073)
         images, labels = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
     else:
         images = read_idx(fetch(name, "train-images-idx3-ubyte.gz", folder), 3)[:, None]
         labels = read_idx(fetch(name, "train-labels-idx1-ubyte.gz", folder), 1)
-    if len(images) != len(labels) or labels.max(initial=0) > 9:
-        raise ValueError("the labels do not belong to the images")
+    if not 0 < len(images) == len(labels) or labels.max() > 9 or images.shape[2:] not in ((28, 28), (32, 32)):
+        raise ValueError("not images of 28 x 28 or 32 x 32 pixels with a label of 0 to 9 for each")
     if images.shape[-1] == 28 and size == 32:
         images = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)])  # a black border, no resampling
     elif images.shape[-1] != size:
@@ -296,14 +312,17 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     """Decodes a folder or .zip of images once, into a memory-mapped cache that later runs open at once.
 
     Returns images uint8 (N, C, size, size), grey if all are; for each the number (N,) of its first-level subfolder,
-    its class; the names of the classes ([] if an image lies outside). Unreadable files are left out with a warning.
+    its class; the names of the classes ([] if an image lies outside). Unreadable files are left out with a warning, and
+    so are those of more than LARGEST bytes or LARGEST / 4 pixels: a thread takes at most 6 LARGEST, 1.5 GiB.
     """
     if path.is_dir():
         stamps = {p.relative_to(path).as_posix(): p.stat().st_mtime_ns for p in path.rglob("*.*") if p.is_file()}
-        read = lambda name: (path / name).read_bytes()  # noqa: E731
+        open_file = lambda name: (path / name).open("rb")  # noqa: E731
     else:
         archive = zipfile.ZipFile(path)
-        stamps, read = {info.filename: info.CRC for info in archive.infolist()}, archive.read
+        stamps, open_file = {info.filename: info.CRC for info in archive.infolist()}, archive.open
+        if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
+            raise ValueError("its compression is not zip's usual one, deflate")  # of others, read(LARGEST) unpacks more
     names = [n for n in sorted(stamps) if n.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".bmp"))]
     names = [n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))]
     key = hashlib.sha256(repr([path, size, [(name, stamps[name]) for name in names]]).encode()).hexdigest()[:16]
@@ -312,7 +331,11 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
     def decode(name: str) -> np.ndarray | None:
         """An image as uint8 (3, size, size): upright, the centre square, antialiased. None if it cannot be read."""
         try:
-            with Image.open(io.BytesIO(read(name)), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+            with open_file(name) as file:
+                data = io.BytesIO(file.read(LARGEST))
+            with Image.open(data, formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+                if 4 * image.width * image.height > LARGEST:
+                    return None
                 image.draft("RGB", (size, size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
                 if image.mode.startswith("I"):  # 16 bits a pixel
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -325,25 +348,32 @@ def image_folder(path: Path, size: int, cache_dir: Path) -> tuple[np.ndarray, np
         part, good, bad, channels = Path(f"{cache}.{os.getpid()}.part"), [], [], 1
         part.mkdir(parents=True, exist_ok=True)
         pixels = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, (max(len(names), 1), 3, size, size))
-        with ThreadPool() as pool:  # threads are enough: Pillow decodes outside Python's lock
+        with ThreadPool() as pool, warnings.catch_warnings():  # threads do: Pillow decodes outside Python's lock
+            warnings.simplefilter("ignore")  # Pillow's, on odd files that it can read
             for name, image in zip(names, tqdm(pool.imap(decode, names, 64), "decoding", len(names)), strict=True):
                 (bad if image is None else good).append(name)
                 if image is not None:
                     pixels[len(good) - 1] = image
                     channels = 3 if (image != image[0]).any() else channels
         (part / "index.json").write_text(json.dumps([good, bad, channels]))
-        part.rename(cache)
-    good, bad, channels = json.loads((cache / "index.json").read_text())
+        try:
+            part.rename(cache)
+        except OSError:  # another process was faster; if it is anything else, the next line says so
+            shutil.rmtree(part)
+    try:
+        good, bad, channels = json.loads((cache / "index.json").read_text())
+        images = np.load(cache / "images.npy", mmap_mode="c")[: len(good), :channels]
+    except (ValueError, EOFError):
+        raise ValueError(f"its cache is damaged; delete {cache}") from None
     if bad and RANK == 0:
-        print(f"warning: left out {len(bad)} unreadable images: {', '.join(bad[:10])}", file=sys.stderr)
+        print(f"warning: left out {len(bad)} unreadable images: {str(bad[:10])[1:-1]}", file=sys.stderr)
     if not good:
         raise ValueError(f"no readable png, jpeg, webp or bmp image; expected {path}/[CLASS/]NAME.png")
-    folders = [name.split("/")[:-1] for name in good]
+    folders = [[folder for folder in name.split("/")[:-1] if folder] for name in good]
     while all(folders) and len({f[0] for f in folders}) == 1:
         folders = [f[1:] for f in folders]  # one folder around all the others, as in many a zip, is no class
     labelled = all(folders)
     classes, labels = np.unique([f[0] if labelled else "" for f in folders], return_inverse=True)
-    images = np.load(cache / "images.npy", mmap_mode="c")[: len(good), :channels]
     return images, labels, classes.tolist() if labelled else []
 
 
@@ -357,8 +387,8 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
             images, labels = standard_set(args.data, Path(args.data_dir, args.data), args.image_size)
         else:
             images, labels, classes = image_folder(Path(args.data), args.image_size, Path(args.data_dir, "cache"))
-    except (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        fail(f"--data {args.data}: {error} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
+    except (ValueError, OSError, EOFError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
+        fail(f"--data {args.data}: {e} (known: glyphs, {', '.join(DATASETS)}, or a folder or .zip of images)")
     if args.batch_size > len(images):
         fail(f"--batch-size {args.batch_size} is more than the {len(images)} images of {args.data}")
     if "label" in args and not classes:
@@ -465,6 +495,34 @@ def at_least(low: float) -> Callable[[str], float]:
     return number
 
 
+def read_checkpoint(path: Path, parser: ArgumentParser) -> dict:
+    """A checkpoint of this script, checked: whatever the file holds, no code in it runs. Exceptions of all kinds."""
+    with zipfile.ZipFile(path) as file:  # torch.load looks at no checksum, and unpacks what torch.save never packs
+        if any(info.compress_type for info in file.infolist()) or file.testzip():
+            raise ValueError("the file is damaged")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["script"] != SCRIPT:
+        raise ValueError(f"it is a run of {state['script']}.py")
+    args, z, labels, sums = (state[name] for name in ("args", "z", "labels", "sums"))
+    known = vars(parser.parse_args([]))
+    typed = {name: value for name, value in args.items() if name in known and type(value) in (int, float, str)}
+    known = vars(parser.parse_args([f"--{name.replace('_', '-')}={value}" for name, value in typed.items()]))
+    numbers = [state["step"], state["epoch"], state["seconds"], args["images"]]
+    if not (
+        all(type(args[name]) is type(known[name]) for name in known.keys() & args.keys())
+        and ([*map(type, numbers)] == [int, int, float, int] and all(0 <= x < 2**63 for x in numbers))
+        and (args["channels"] in (1, 3) and type(args["classes"]) is list)
+        and all(x == Path(x).name and x not in ("", "..") and "\0" not in x for x in args["classes"])  # become folders
+        and (labels.dtype == torch.int64 and labels.ndim == 1 and len(labels) in range(8, 129, 8))
+        and (labels.min() >= 0 and labels.max() < (len(args["classes"]) if "label" in known else 8))
+        and (z.dtype == torch.float32 and z.shape == (len(labels), args["latent_dim"]) and z.isfinite().all())
+        and (sums.dtype == torch.float32 and sums.ndim == 1)
+    ):
+        raise ValueError("it holds other things than a checkpoint")
+    torch.Generator().set_state(state["rng"])  # raises if it is none
+    return state
+
+
 def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     """The arguments and, with --resume, the checkpoint, whose arguments they are but for the few that may change."""
     parser = ArgumentParser(f"{SCRIPT}.py", description=__doc__.splitlines()[0])
@@ -488,7 +546,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     add_options(parser)
     args, checkpoint = parser.parse_args(argv), {}
     if args.data not in ("glyphs", *DATASETS):
-        args.data = str(Path(args.data).resolve())  # the run can be resumed from another folder
+        args.data = os.path.realpath(args.data)  # the run can be resumed from another folder
     if (args.generate and args.resume is None) or (vars(args).get("label") is not None and not args.generate):
         fail("--generate needs --resume RUN, and --label needs --generate")
     runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
@@ -497,9 +555,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     if args.resume is not None:
         path = Path(args.resume, "checkpoint.pt") if args.resume or not runs else runs[-1]
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            if checkpoint["script"] != SCRIPT:
-                raise ValueError(f"it is a run of {checkpoint['script']}.py")
+            checkpoint = read_checkpoint(path, parser)
             kept = {**checkpoint["args"], "out": str(path.parent)}
         except Exception as error:  # torch.load raises all kinds on a broken file
             fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
@@ -509,7 +565,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             if given[name] != kept[name]:
                 fail(f"--{name.replace('_', '-')} {given[name]}: {path.parent} was started with {kept[name]}")
         args = Namespace(**{**vars(args), **kept, **given})
-    elif args.out and Path(args.out, "checkpoint.pt").exists():
+    elif args.out is not None and Path(args.out, "checkpoint.pt").exists():
         fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
     if args.batch_size % WORLD_SIZE or args.batch_size < 2 * WORLD_SIZE:
         fail(f"--batch-size {args.batch_size} is not split evenly by {WORLD_SIZE} processes, 2 images or more for each")
@@ -543,10 +599,16 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
             network.load_state_dict(checkpoint[type(network).__name__.lower()])
         states = checkpoint["optimizers"] if checkpoint else [optimizer.state_dict() for optimizer in optimizers]
         for optimizer, state in zip(optimizers, states, strict=True):
-            for group in state["param_groups"]:
+            groups = optimizer.state_dict()["param_groups"]
+            for group in groups:
                 group["capturable"] = args.cuda  # counts its steps on the GPU, as a CUDA graph needs it
-            optimizer.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+            optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+            names = {name for values in optimizer.state.values() for name in values}
+            kind = lambda x: (x.dtype, x.shape, x.stride())  # noqa: E731
+            for p, values in optimizer.state.items():  # a fused step looks at no shape: it would write beyond the end
+                if any(kind(values[name]) != kind(p.new_zeros(()) if name == "step" else p) for name in names):
+                    raise ValueError("an optimizer's state does not fit its parameter")
+    except Exception as error:  # a checkpoint of other code raises all kinds
         fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
     for optimizer in optimizers:  # not by DistributedDataParallel, through which a gradient penalty does not work
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -662,9 +724,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
     except OSError as error:
         fail(f"--out: {error}")
     if RANK == 0 and table.exists():  # drop what was written after the checkpoint: it comes again
-        lines = [line for line in table.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        lines = [line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= step]
-        replace_file(table, "".join(lines).encode())
+        lines = [line for line in table.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = [line for line in lines if (n := line.split(b",")[0]) == b"step" or (n.isdigit() and int(n) <= step)]
+        replace_file(table, b"".join(lines))
     writer = SummaryWriter(run, purge_step=step + 1) if args.tensorboard and RANK == 0 else None
     sizes = [f"{type(network).__name__} {sum(p.numel() for p in network.parameters()):,}" for network in networks]
     name = torch.cuda.get_device_name() if args.cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -734,7 +796,10 @@ def train(args: Namespace, checkpoint: dict) -> int:
             index = torch.cat(index).to(images.device)
             real.copy_(images[index])
             real_labels.copy_(labels[index])
-            sums = sums + iteration()
+            values = iteration()
+            if len(sums) not in (1, len(values)):
+                fail(f"--resume: {run} logged {len(sums)} columns, this {SCRIPT}.py logs {len(values)}")
+            sums = sums + values
             if step == capture_at:
                 iteration = capture(iteration)
             bar.update()
@@ -748,9 +813,9 @@ def train(args: Namespace, checkpoint: dict) -> int:
             if first + batches_per_step >= epoch * batches_per_epoch or step == last or halt:
                 save()
                 average([halt])  # nobody goes on, or ends well, unless process 0 has written it
-    if RANK == 0:
-        frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: int(path.stem[6:]))
-        rest = (Image.open(path) for path in frames[1:])
+    frames = sorted((run / "samples").glob("epoch-*.png"), key=lambda path: (len(path.name), path.name))
+    rest = (Image.open(path) for path in frames[1:])
+    if frames and RANK == 0:  # or only the checkpoint of a finished run was kept
         Image.open(frames[0]).save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
     again = f"python {SCRIPT}.py --resume {run}"
     more = "" if step < last else f" --steps {2 * step}" if last == args.steps else f" --epochs {2 * epoch}"
@@ -774,11 +839,10 @@ def main(argv: list[str] | None = None) -> int:
         return train(args, checkpoint)
     except KeyboardInterrupt:  # before the first step or while generating
         fail("interrupted", 130)
-    except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
+    except (OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:  # disk full, out of memory, odd names
         if WORLD_SIZE > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            sys.exit(1) if RANK else fail(
-                "another process of this run has ended; --resume goes on from its last checkpoint", 1
-            )
+            message = "another process of this run has ended; --resume goes on from its last checkpoint"
+            sys.exit(1) if RANK else fail(message, 1)
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         fail(str(error).partition("\n")[0], 1)

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,8 +30,9 @@ OWN = {
     "wgan_gp.py": ["--n-critic", "--gp-weight", "--kernels"],
 }
 HUGE = "99999999999999999999999"
-COUNT = ["0", "-1", "1.5", "1e3", "x", "nan", "inf", "", HUGE]  # bad values of what counts something, from 1 on
-POSITIVE = ["0", "-1", "x", "nan", "inf", "-inf", "1e999", ""]
+# Bad values of what counts something, from 1 on.
+COUNT = ["0", "-0", "-1", "1.5", "1e3", "0x10", "²", "x", "nan", "inf", "", " ", str(2**63), HUGE]
+POSITIVE = ["0", "-0.0", "9e-13", "1e-400", "-1", "x", "nan", "inf", "-inf", "1e19", "1e400", "1j", ""]
 FLAG = ["=1"]  # a flag takes no value
 NAME = [None]  # any text is fine, no text is not
 CONV_SIZES = ["33", "0", "-8", "4", "24", "31.5", "x", "nan", "", HUGE]
@@ -257,6 +260,31 @@ def test_a_word_that_belongs_to_no_option_is_refused(script: str, refused: Calla
     assert files() == []
 
 
+def test_of_a_repeated_option_the_last_counts_and_all_are_checked(refused: Callable[..., str]) -> None:
+    assert load("dcgan.py").parse_args(["--steps", "5", "--steps", "7"])[0].steps == 7
+    assert "--steps" in refused("dcgan.py", "--steps", 0, "--steps", 7)
+
+
+CONFLICTS = {
+    "--generate without --resume": ["--generate", 4],
+    "--generate and --out": ["--out", "new", "--generate", 4],
+    "--resume and another --out": ["--resume", "RUN", "--out", "new"],
+    "--resume and other --data": ["--resume", "RUN", "--data", "mnist"],
+    "--generate and other --latent-dim": ["--resume", "RUN", "--generate", 4, "--latent-dim", 5],
+    "--generate of none": ["--resume", "RUN", "--generate", 0],
+}
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("conflict", CONFLICTS)
+@EACH_SCRIPT
+def test_options_that_contradict_each_other_are_refused(
+    script: str, conflict: str, finished: Callable[[str], Path], refused: Callable[..., str]
+) -> None:
+    refused(script, *(str(finished(script)) if word == "RUN" else word for word in CONFLICTS[conflict]))
+    assert files() == []
+
+
 def test_an_error_stays_one_line_whatever_it_quotes(refused: Callable[..., str]) -> None:
     refused("dcgan.py", "one\ntwo")
     refused("dcgan.py", "--data", "one\ntwo")
@@ -338,6 +366,14 @@ def test_generate_without_resume_is_refused(script: str, refused: Callable[..., 
     assert files() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+def test_a_name_that_cannot_be_printed_is_one_line() -> None:
+    data = make_images(Path(os.fsdecode(b"\xff")))
+    done = run_script("dcgan.py", "--data", data, *TINY, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 1
+    assert re.fullmatch(r"dcgan\.py: error: .+ encode .+", done.stderr.splitlines()[-1])
+
+
 def test_a_bad_option_ends_the_program_itself_with_2_and_one_line() -> None:
     done = run_script("dcgan.py", "--epochs", 0)
     assert done.returncode == 2
@@ -359,6 +395,14 @@ def test_out_that_holds_a_run_is_refused_and_left_alone(
     assert str(run) in line
     assert "--resume" in line
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_out_that_is_empty_is_this_folder_and_refused_if_that_holds_a_run(
+    finished: Callable[[str], Path], refused: Callable[..., str]
+) -> None:
+    shutil.copy(finished("dcgan.py") / "checkpoint.pt", "checkpoint.pt")
+    assert "--out" in refused("dcgan.py", "--out", "")
 
 
 @pytest.mark.usefixtures("no_training")
@@ -410,6 +454,65 @@ def write_without(run: Path, name: str) -> None:
     torch.save(state, run / "checkpoint.pt")
 
 
+def write_packed(run: Path) -> None:
+    """As torch.save never does: a record of zeros packed like this unfolds to a thousand times its size."""
+    with zipfile.ZipFile(run / "checkpoint.pt") as old, zipfile.ZipFile("packed", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    Path("packed").replace(run / "checkpoint.pt")
+
+
+def write_flipped(run: Path) -> None:
+    """One bit of one weight is another; torch.load alone would not notice."""
+    state, data = torch.load(run / "checkpoint.pt", weights_only=True), bytearray((run / "checkpoint.pt").read_bytes())
+    weights = next(value for value in state["generator"].values() if value.shape == (64,))
+    data[data.index(weights.numpy().tobytes()) + 40] ^= 1
+    (run / "checkpoint.pt").write_bytes(data)
+
+
+def write_with(run: Path, change: Callable[[dict], object]) -> None:
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, run / "checkpoint.pt")
+
+
+def moments(state: dict) -> dict:
+    """Of the first parameter of the generator, what Adam keeps."""
+    return state["optimizers"][0]["state"][0]
+
+
+# What a checkpoint could hold instead of what it should; the keys are the names of the tests.
+WRONG: dict[str, Callable[[dict], object]] = {
+    "step is text": lambda state: state.update(step="2"),
+    "step is negative": lambda state: state.update(step=-1),
+    "step of 10**30": lambda state: state.update(step=10**30),
+    "epoch is a list": lambda state: state.update(epoch=[]),
+    "seconds are nan": lambda state: state.update(seconds=math.nan),
+    "sums are none": lambda state: state.update(sums=None),
+    "sums of complex numbers": lambda state: state.update(sums=torch.zeros(4).cfloat()),
+    "z of another size": lambda state: state.update(z=torch.zeros(64, 5)),
+    "z is nan": lambda state: state["z"].fill_(math.nan),
+    "labels out of range": lambda state: state.update(labels=torch.full((64,), 99)),
+    "rng is short": lambda state: state.update(rng=torch.zeros(5).byte()),
+    "arguments are a list": lambda state: state.update(args=[1]),
+    "image size of 10**9": lambda state: state["args"].update(image_size=10**9),
+    "batch size is text": lambda state: state["args"].update(batch_size="4"),
+    "batch size of 1": lambda state: state["args"].update(batch_size=1),
+    "learning rate is nan": lambda state: state["args"].update(lr=math.nan),
+    "cuda is text": lambda state: state["args"].update(cuda="no"),
+    "data is a number": lambda state: state["args"].update(data=5),
+    "no classes": lambda state: state["args"].pop("classes"),
+    "2**40 channels": lambda state: state["args"].update(channels=2**40),
+    "another latent dim": lambda state: state["args"].update(latent_dim=5),
+    "the network of another size": lambda state: state["generator"].update({"layers.0.weight": torch.zeros(1)}),
+    "one optimizer": lambda state: state["optimizers"].pop(),
+    "moments of another size": lambda state: moments(state).update(exp_avg=torch.zeros(())),
+    "moments that share one number": lambda state: moments(state).update(
+        exp_avg=torch.zeros(1).expand(moments(state)["exp_avg"].shape)
+    ),
+    "no second moment": lambda state: moments(state).pop("exp_avg_sq"),
+    "steps for each number": lambda state: moments(state).update(step=moments(state)["exp_avg"]),
+}
 BROKEN_CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "missing": lambda run: (run / "checkpoint.pt").unlink(),
     "a folder": lambda run: ((run / "checkpoint.pt").unlink(), (run / "checkpoint.pt").mkdir()),
@@ -421,6 +524,9 @@ BROKEN_CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "weights only": lambda run: torch.save({"weight": torch.zeros(3)}, run / "checkpoint.pt"),
     "without arguments": lambda run: write_without(run, "args"),
     "without a network": lambda run: write_without(run, "generator"),
+    "packed": write_packed,
+    "a bit flipped": write_flipped,
+    **{kind: functools.partial(write_with, change=change) for kind, change in WRONG.items()},
     "code, as a pickle": lambda run: (run / "checkpoint.pt").write_bytes(
         pickle.dumps({"script": "dcgan", "x": Evil()})
     ),
@@ -428,7 +534,6 @@ BROKEN_CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, on some of these
 @pytest.mark.parametrize("kind", BROKEN_CHECKPOINTS)
 def test_a_broken_checkpoint_is_refused_and_no_code_in_it_runs(
     kind: str, finished: Callable[[str], Path], refused: Callable[..., str]
@@ -436,8 +541,54 @@ def test_a_broken_checkpoint_is_refused_and_no_code_in_it_runs(
     shutil.copytree(finished("dcgan.py"), "run")
     BROKEN_CHECKPOINTS[kind](Path("run"))
     before = files()
-    refused("dcgan.py", "--resume", "run", "--steps", 3)
+    line = refused("dcgan.py", "--resume", "run", "--steps", 3)
+    assert len(line) < 500
     assert files() == before
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "/top", "cats/dogs", ".", ""])
+def test_a_class_in_a_checkpoint_that_leads_out_of_the_run_is_refused_and_deletes_nothing(
+    name: str, finished: Callable[[str], Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished("cgan.py"), "a/run")
+    write_with(
+        Path("a/run"), lambda state: state["args"].update(classes=[name.replace("/top", f"{tmp_path}/top"), "b"])
+    )
+    Path("a/run/generated").mkdir()
+    Path("a/run/generated/mine.png").write_text("mine")
+    before = files()
+    refused("cgan.py", "--resume", "a/run", "--generate", 2)
+    assert files() == before
+
+
+def test_a_run_of_a_script_that_logged_other_columns_is_refused(
+    finished: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished("dcgan.py"), "run")
+    write_with(Path("run"), lambda state: state.update(sums=torch.zeros(7)))
+    with pytest.raises(SystemExit, match="2"):
+        call("dcgan.py", "--resume", "run", "--steps", 3)
+    assert "\rdcgan.py: error: --resume: run logged 7 columns" in capsys.readouterr().err
+
+
+def test_a_run_whose_table_is_damaged_goes_on(finished: Callable[[str], Path]) -> None:
+    shutil.copytree(finished("dcgan.py"), "run")
+    Path("run/metrics.csv").write_bytes(b"\xff\0x,1\nstep,epoch\n1,2\n\n,,\nnan,1\n9,9\n")
+    assert call("dcgan.py", "--resume", "run", "--steps", 3) == 0
+    assert Path("run/metrics.csv").read_bytes() == b"step,epoch\n1,2\n"
+
+
+@EACH_SCRIPT
+def test_resume_with_fewer_steps_or_epochs_than_are_done_changes_nothing(
+    script: str, finished: Callable[[str], Path]
+) -> None:
+    shutil.copytree(finished(script), "run")
+    for argv in (["--steps", 1], ["--epochs", 1, "--steps", 2]):
+        assert call(script, "--resume", "run", *argv) == 0
+        for path in Path("run").iterdir():
+            if path.name != "checkpoint.pt":  # all that is needed
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert torch.load("run/checkpoint.pt", weights_only=True)["step"] == 2
 
 
 @pytest.mark.usefixtures("no_training")

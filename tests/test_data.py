@@ -3,15 +3,21 @@
 All of it is plumbing, the same in all five scripts (test_sync.py): dcgan stands for all, cgan where classes count.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
 import shutil
 import socket
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, make_images
+from conftest import ROOT, TINY, call, make_images
 from PIL import Image, ImageDraw, ImageFont, features
 from torch import Tensor
 
@@ -219,27 +225,94 @@ BROKEN_IDX: dict[str, Callable[[Path], object]] = {
     "labels for images": lambda folder: shutil.copy(folder / LABELS, folder / IMAGES),
     "fewer labels": lambda folder: (folder / LABELS).write_bytes(idx(np.zeros(11, np.uint8))),
     "label 10": lambda folder: (folder / LABELS).write_bytes(idx(np.arange(12, dtype=np.uint8))),
+    "images and more": lambda folder: (folder / IMAGES).write_bytes((folder / IMAGES).read_bytes() + b"more"),
+    "labels empty": lambda folder: (folder / LABELS).write_bytes(b""),
+    "no images": lambda folder: [
+        (folder / IMAGES).write_bytes(idx(np.zeros((0, 28, 28), np.uint8))),
+        no_labels(folder),
+    ],
+    "images of no size": lambda folder: (folder / IMAGES).write_bytes(idx(np.zeros((12, 0, 0), np.uint8))),
+    "images not square": lambda folder: (folder / IMAGES).write_bytes(idx(np.zeros((12, 14, 28), np.uint8))),
+    "sizes of 2**32 - 1": lambda folder: (folder / IMAGES).write_bytes(b"\0\0\x08\x03" + b"\xff" * 12),
+    "gzip and a wrong checksum": lambda folder: (folder / IMAGES).write_bytes(
+        gzip.compress((folder / IMAGES).read_bytes())[:-8] + bytes(8)
+    ),
+    "gzip of gzip": lambda folder: (folder / IMAGES).write_bytes(gzip.compress(gzip.compress(bytes(99)))),
+    "gzip that unpacks to too much": lambda folder: (folder / IMAGES).write_bytes(gzip.compress(idx(digits(1400)[0]))),
 }
 
 
+def no_labels(folder: Path) -> None:
+    (folder / LABELS).write_bytes(idx(np.zeros(0, np.uint8)))
+
+
 @pytest.mark.parametrize("damage", BROKEN_IDX)
-def test_a_broken_idx_file_is_refused(damage: str, refused: Callable[..., str]) -> None:
+def test_a_broken_idx_file_is_refused(
+    damage: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dcgan, "LARGEST", 2**20)
     put_idx(Path("data/mnist"), *digits(), zipped=False)
     BROKEN_IDX[damage](Path("data/mnist"))
     assert "--data mnist" in refused("dcgan.py", "--data", "mnist", *TINY)
 
 
-@pytest.mark.parametrize("damage", ["tar cut", "batch cut", "not tar", "label 10"])
-def test_a_broken_cifar10_file_is_refused(damage: str, refused: Callable[..., str]) -> None:
-    _, _, files = cifar()
-    if damage == "batch cut":
-        files["data_batch_3.bin"] = files["data_batch_3.bin"][:-9]
-    if damage == "label 10":
-        files["data_batch_3.bin"] = b"\x0a" + files["data_batch_3.bin"][1:]
-    tar = {"tar cut": cifar_tar(files)[:-999], "not tar": b"<html>403 Forbidden</html>"}.get(damage, cifar_tar(files))
+def tar_of(*members: tuple[str, bytes, bytes, str]) -> bytes:
+    """A .tar.gz of members: name, type, content, link."""
+    out = BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, kind, data, link in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, link, len(data)
+            tar.addfile(member, BytesIO(data))
+    return out.getvalue()
+
+
+BATCH = "data_batch_1.bin"
+BROKEN_TARS = {
+    "cut": lambda: cifar_tar(cifar()[2])[:-999],
+    "empty": lambda: b"",
+    "not tar": lambda: b"<html>403 Forbidden</html>",
+    "batch cut": lambda: cifar_tar({BATCH: bytes(3072)}),
+    "batch empty": lambda: cifar_tar({BATCH: b""}),
+    "label 10": lambda: cifar_tar({BATCH: b"\x0a" + bytes(3072)}),
+    "no batch": lambda: cifar_tar({"readme.html": b"data"}),
+    "a folder for a batch": lambda: tar_of((BATCH, tarfile.DIRTYPE, b"", "")),
+    "a link to itself": lambda: tar_of((BATCH, tarfile.SYMTYPE, b"", BATCH)),
+    "a link to nothing": lambda: tar_of((BATCH, tarfile.LNKTYPE, b"", "nothing")),
+    "a link to a file outside": lambda: tar_of((BATCH, tarfile.SYMTYPE, b"", "/etc/passwd")),
+    "a device": lambda: tar_of((BATCH, tarfile.CHRTYPE, b"", "")),
+    "a batch with holes": lambda: tar_of((BATCH, tarfile.GNUTYPE_SPARSE, bytes(512), "")),
+    "unpacks to too much": lambda: cifar_tar({BATCH: bytes(3073 * 500)}),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_TARS)
+def test_a_broken_cifar10_file_is_refused(
+    damage: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dcgan, "LARGEST", 2**20)
     Path("data/cifar10").mkdir(parents=True)
-    Path("data/cifar10/cifar-10-binary.tar.gz").write_bytes(tar)
+    Path("data/cifar10/cifar-10-binary.tar.gz").write_bytes(BROKEN_TARS[damage]())
     assert "--data cifar10" in refused("dcgan.py", "--data", "cifar10", *TINY)
+
+
+def test_a_cifar10_archive_is_read_not_unpacked() -> None:
+    Path("data/cifar10").mkdir(parents=True)
+    members = [(f"{top}data_batch_{i}.bin", tarfile.REGTYPE, bytes(3073), "") for i, top in enumerate(["../", "/", ""])]
+    Path("data/cifar10/cifar-10-binary.tar.gz").write_bytes(tar_of(*members))
+    assert len(load_data("cifar10", 32)[0]) == 3
+    assert [path.name for path in Path().rglob("*.*")] == ["cifar-10-binary.tar.gz"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(refused: Callable[..., str], server: "Server") -> None:
+    server.pages.clear()
+    Path("data/mnist").mkdir(parents=True)
+    os.mkfifo(f"data/mnist/{IMAGES}")
+    assert "cannot download" in refused("dcgan.py", "--data", "mnist", *TINY)
+    make_images(Path("photos"))
+    os.mkfifo("photos/pipe.png")
+    assert len(load_data("photos")[0]) == 16
 
 
 # ---------------------------------------------------------------------------------------------------------- download
@@ -253,6 +326,8 @@ class Server(ThreadingHTTPServer):
         self.pages: dict[str, bytes] = {}
         self.cut: set[str] = set()
         self.asked: list[str] = []
+        self.moved: dict[str, str] = {}
+        self.sent = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -261,11 +336,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        if self.path in self.server.moved:
+            self.send_response(302)
+            self.send_header("Location", self.server.moved[self.path])
+            self.end_headers()
+            return
         body = self.server.pages.get(self.path, b"")
         self.send_response(200 if body else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.path in self.server.cut else body)
+        body = body[: len(body) // 2] if self.path in self.server.cut else body
+        with contextlib.suppress(ConnectionError):  # who has seen enough may hang up
+            for i in range(0, len(body), 2**20):
+                self.wfile.write(body[i : i + 2**20])
+                self.server.sent = i
 
     def log_message(self, *args: object) -> None:
         pass
@@ -358,6 +442,31 @@ def test_the_server_is_asked_for_the_missing_file_only(server: Server) -> None:
     Path("data/mnist", IMAGES).write_bytes(idx(digits()[0]))  # not gzipped
     assert load_data("mnist", 32)[0].shape == (12, 1, 32, 32)
     assert server.asked == [f"/{mirror}/{LABELS}.gz" for mirror in ("first", "good")]
+
+
+def test_what_is_larger_than_any_data_set_is_not_read_to_its_end(
+    server: Server, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dcgan, "LARGEST", 2**20)
+    server.pages = {f"/good/{IMAGES}.gz": bytes(2**26)}
+    assert "cannot download" in refused("dcgan.py", "--data", "mnist", *TINY)
+    assert server.sent < 2**25
+    assert listing("data") == []
+
+
+def test_a_redirection_is_followed_but_not_from_https_to_http(
+    server: Server, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.moved = {path.replace("good", "first"): path for path in server.pages}
+    assert_mnist_arrived()
+    assert server.asked[:2] == [f"/first/{IMAGES}.gz", f"/good/{IMAGES}.gz"]
+    shutil.rmtree("data")
+    real = dcgan.urlopen
+    monkeypatch.setattr(dcgan, "urlopen", lambda request, **options: real(server.url + request.selector, **options))
+    sums = {name: value for name, value in dcgan.DATASETS["mnist"].items() if name != "mirrors"}
+    set_mirrors(monkeypatch, "mnist", ["https://example.org/good/"], sums)  # which then answers from http://127.0.0.1
+    assert "not https" in refused("dcgan.py", "--data", "mnist", *TINY)
+    assert listing("data") == []
 
 
 def test_cifar10_is_downloaded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,6 +641,217 @@ def test_an_unreadable_file_is_left_out_and_named(packed: bool, capsys: pytest.C
         assert "0.png" not in line
 
 
+def png_of(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG that says it is so large, black and white, with this for pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg(**options: object) -> bytes:
+    out = BytesIO()
+    Image.new("RGB", (8, 8), RED).save(out, "jpeg", **options)
+    return out.getvalue()
+
+
+BROKEN_IMAGES = {
+    "empty": lambda: b"",
+    "text": lambda: b"not an image",
+    "cut": lambda: jpeg()[:-40],
+    "50,000 x 50,000 pixels": lambda: png_of(50_000, 50_000),
+    "2**31 - 1 pixels wide": lambda: png_of(2**31 - 1, 2**31 - 1),
+    "no pixels": lambda: png_of(0, 0),
+    "more pixels than the bound": lambda: png_of(1024, 260, bytes(129 * 260)),
+    "another format": lambda: b"GIF89a" + bytes(99),
+    "a wrong checksum": lambda: png_of(8, 8, bytes(16)).replace(b"IDAT", b"IDAT\1"),
+}
+
+
+@PACKED
+@pytest.mark.parametrize("damage", BROKEN_IMAGES)
+def test_a_broken_image_is_left_out_and_named(
+    damage: str, packed: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dcgan, "LARGEST", 2**20)
+    folder = make_images(Path("photos"), per_class=2)
+    (folder / "cats" / "broken.png").write_bytes(BROKEN_IMAGES[damage]())
+    assert len(load_data(zip_of(folder) if packed else folder)[0]) == 4
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == "warning: left out 1 unreadable images: 'cats/broken.png'"
+
+
+def odd(name: str, mode: str = "RGB", colour: object = RED, **options: object) -> None:
+    save(Path("photos", name), colour, mode=mode, **options)
+
+
+ODD_IMAGES: dict[str, tuple[Callable[[], object], tuple[int, int, int]]] = {
+    "animated png": (lambda: odd("a.png", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)]), RED),
+    "animated webp": (
+        lambda: odd("a.webp", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)], lossless=True),
+        RED,
+    ),
+    "CMYK jpeg": (lambda: odd("a.jpg", "CMYK", (0, 255, 255, 0), quality=95), RED),
+    "16-bit grey png": (lambda: odd("a.png", "I;16", 120 * 257), (120, 120, 120)),
+    "palette": (lambda: Image.new("RGB", (8, 8), RED).quantize(4).save("photos/a.png"), RED),
+    "palette, transparent": (
+        lambda: Image.new("RGB", (8, 8), RED).quantize(4).save("photos/a.png", transparency=bytes([9, 99])),
+        RED,
+    ),
+    "one pixel": (lambda: odd("a.png", size=(1, 1)), RED),
+    "one pixel high": (lambda: odd("a.png", size=(999, 1)), RED),
+    "64 KB of EXIF": (
+        lambda: Path("photos/a.jpg").write_bytes(jpeg(exif=b"Exif\0\0" + bytes(65_000), quality=95)),
+        RED,
+    ),
+    "broken EXIF": (lambda: Path("photos/a.jpg").write_bytes(jpeg(exif=b"Exif\0\0II*\0\xff\xff", quality=95)), RED),
+    "named as another format": (lambda: Path("photos/a.png").write_bytes(jpeg(quality=95)), RED),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_IMAGES)
+def test_an_odd_image_is_read_without_a_word(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(Path("photos"), ["b"])
+    write, colour = ODD_IMAGES[kind]
+    write()
+    image = load_data("photos")[0][0].int()
+    assert (image - torch.tensor(colour)[:, None, None]).abs().max() < 6
+    assert all("\r" in line or not line for line in capsys.readouterr().err.split("\n"))  # only the progress bar
+
+
+def test_a_file_that_goes_or_cannot_be_opened_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(Path("photos"), per_class=2)
+    real, errors = Path.open, {"cats/0.png": FileNotFoundError, "dogs/1.png": PermissionError}
+
+    def fails(path: Path, *args: object, **options: object) -> object:
+        if error := errors.get("/".join(path.parts[-2:])):
+            raise error
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fails)
+    assert load_data("photos")[1].tolist() == [0, 1]
+    assert "left out 2 unreadable images: 'cats/0.png', 'dogs/1.png'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_the_right_to_read_it_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(Path("photos"), per_class=2)
+    Path("photos/cats/0.png").chmod(0)
+    assert len(load_data("photos")[0]) == 3
+    assert "'cats/0.png'" in capsys.readouterr().err
+
+
+def test_links_in_a_circle_end() -> None:
+    make_images(Path("photos"))
+    Path("photos/cats/again").symlink_to(Path("photos").resolve(), target_is_directory=True)
+    Path("photos/cats/itself.png").symlink_to("itself.png")
+    Path("photos/dogs/nowhere.png").symlink_to("nowhere")
+    assert len(load_data("photos")[0]) == 16
+
+
+def test_a_link_to_itself_as_data_is_refused(refused: Callable[..., str]) -> None:
+    Path("loop").symlink_to("loop")
+    assert "loop" in refused("dcgan.py", "--data", "loop", *TINY)
+
+
+def test_names_in_a_zip_lead_nowhere() -> None:
+    data = (make_images(Path("photos"), per_class=1) / "cats" / "0.png").read_bytes()
+    names = ["../up/1.png", "/top/2.png", "cats/../../3.png", "cats//4.png", "dogs\\..\\5.png", "dogs/6.png", "./7.png"]
+    with warnings.catch_warnings(), zipfile.ZipFile("odd.zip", "w") as archive:
+        warnings.simplefilter("ignore")  # of the name that comes twice
+        for name in [*names, "dogs/6.png"]:
+            archive.writestr(name, data)
+    before = sorted(Path().rglob("*"))
+    images, _, classes = load_data("odd.zip")
+    assert sorted(path for path in Path().rglob("*") if path.parts[0] != "data") == before
+    assert len(images) == 4
+    assert classes == []  # 5.png lies outside
+    with zipfile.ZipFile("odder.zip", "w") as archive:
+        for name in ("/top/2.png", "cats//4.png", "//b/c/5.png"):
+            archive.writestr(name, data)
+    assert load_data("odder.zip")[2] == ["b", "cats", "top"]
+
+
+def rewritten(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+def test_an_entry_of_a_zip_that_cannot_be_read_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    photos = make_images(Path("photos"), per_class=2)
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for path in sorted(photos.rglob("*.png")):
+            archive.write(path)
+        archive.writestr("photos/cats/bomb.png", bytes(2**26), zipfile.ZIP_DEFLATED)
+        archive.writestr("photos/dogs/locked.png", b"x")
+    data = bytearray(Path("photos.zip").read_bytes())
+    data[data.rindex(b"photos/dogs/locked.png") - 38] |= 1  # says that it is encrypted
+    pixels = (photos / "cats" / "0.png").read_bytes()
+    data[data.index(pixels) + len(pixels) // 2] ^= 1  # its checksum is wrong now
+    Path("photos.zip").write_bytes(data)
+    assert len(load_data("photos.zip")[0]) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert all(f"photos/{name}.png" in line for name in ("cats/0", "cats/bomb", "dogs/locked"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_that_could_unpack_without_a_bound_is_refused(method: int, refused: Callable[..., str]) -> None:
+    with zipfile.ZipFile("photos.zip", "w", method) as archive:
+        archive.write(make_images(Path("photos")) / "cats" / "0.png")
+    assert "compression" in refused("dcgan.py", "--data", "photos.zip", *TINY)
+
+
+def test_names_of_broken_files_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    (make_images(Path("photos")) / "cats" / "\x1b]0;title\nwarning.png").write_bytes(b"")
+    load_data("photos")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_bombs_take_no_more_memory_than_the_bound() -> None:
+    """In a process of its own: a huge PNG, a zip and an IDX file of 128 MB, all within 100 if the bound is 16."""
+    Path("photos").mkdir()
+    make_images(Path("photos"), ["", ""])
+    Path("photos/bomb.png").write_bytes(png_of(50_000, 50_000, bytes(6251 * 1000)))
+    with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write("photos/0.png")
+        archive.writestr("bomb.png", bytes(2**27))
+    packer = zlib.compressobj(1, wbits=31)
+    Path("data/mnist").mkdir(parents=True)
+    with Path(f"data/mnist/{IMAGES}.gz").open("wb") as file:
+        for block in [idx(digits(12)[0])] + [bytes(2**20)] * 128:
+            file.write(packer.compress(block))
+        file.write(packer.flush())
+    Path(f"data/mnist/{LABELS}").write_bytes(idx(digits()[1]))
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import dcgan
+from argparse import Namespace
+from pathlib import Path
+dcgan.LARGEST = 2**24
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak()
+for data in ("photos", "bomb.zip", "mnist"):
+    try:
+        dcgan.load_data(Namespace(data=data, data_dir="data", image_size=8, batch_size=1))
+    except SystemExit as end:
+        assert (data, end.code) == ("mnist", 2)
+print((peak() - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100
+
+
 @pytest.mark.parametrize("content", ["nothing", "no image", "broken images"])
 @PACKED
 def test_a_set_without_a_readable_image_is_refused(
@@ -671,6 +991,33 @@ def test_what_a_killed_start_left_does_no_harm(images: Path) -> None:
         (done.parent / name / "images.npy").write_bytes(b"half")
     shutil.rmtree(done)
     assert torch.equal(load_data(images)[0], before)
+
+
+@pytest.mark.parametrize("damage", ["images.npy cut", "images.npy empty", "index.json cut", "index.json of text"])
+def test_a_damaged_cache_is_refused_in_a_line_that_says_what_to_delete(
+    damage: str, images: Path, refused: Callable[..., str]
+) -> None:
+    load_data(images)
+    (cache,) = Path("data/cache").iterdir()
+    path = cache / damage.split()[0]
+    path.write_bytes({"cut": path.read_bytes()[:-9], "empty": b"", "text": b"text"}[damage.split()[-1]])
+    assert f"delete {cache}" in refused("dcgan.py", "--data", images, *TINY)
+
+
+def test_of_two_processes_that_decode_the_same_both_go_on(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, once = np.lib.format.open_memmap, []
+
+    def meanwhile(*args: object, **options: object) -> object:
+        if not once:
+            once.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 1)
+                load_data(images)
+        return real(*args, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", meanwhile)
+    assert len(load_data(images)[0]) == 16
+    assert len(list(Path("data/cache").iterdir())) == 1
 
 
 def test_data_dir_is_where_the_cache_lives(images: Path) -> None:
