@@ -576,7 +576,8 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
         states = checkpoint["optimizers"] if checkpoint else [optimizer.state_dict() for optimizer in optimizers]
         for optimizer, state in zip(optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
-            for group in groups:
+            for group, saved in zip(groups, state["param_groups"], strict=True):
+                group["lr"] = float(saved["lr"])  # it may have been lowered
                 group["capturable"] = args.cuda  # counts its steps on the GPU, as a CUDA graph needs it
             optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
             names = {name for values in optimizer.state.values() for name in values}
