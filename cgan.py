@@ -495,8 +495,10 @@ def read_checkpoint(path: Path, parser: ArgumentParser) -> dict:
         and all(x == Path(x).name and x not in ("", "..") and "\0" not in x for x in args["classes"])  # become folders
         and (labels.dtype == torch.int64 and labels.ndim == 1 and len(labels) in range(8, 129, 8))
         and (labels.min() >= 0 and labels.max() < (len(args["classes"]) if "label" in known else 8))
-        and (z.dtype == torch.float32 and z.shape == (len(labels), args["latent_dim"]) and z.isfinite().all())
-        and (sums.dtype == torch.float32 and sums.ndim == 1)
+        and (
+            z.dtype == torch.get_default_dtype() and z.shape == (len(labels), args["latent_dim"]) and z.isfinite().all()
+        )
+        and (sums.dtype == z.dtype and sums.ndim == 1)
     ):
         raise ValueError("it holds other things than a checkpoint")
     torch.Generator().set_state(state["rng"])  # raises if it is none
@@ -587,7 +589,8 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[Networks, Optimize
             names = {name for values in optimizer.state.values() for name in values}
             kind = lambda x: (x.dtype, x.shape, x.stride())  # noqa: E731
             for p, values in optimizer.state.items():  # a fused step looks at no shape: it would write beyond the end
-                if any(kind(values[name]) != kind(p.new_zeros(()) if name == "step" else p) for name in names):
+                fit = {"step": [(torch.float32, (), ()), (p.dtype, (), ())]}
+                if any(kind(values[name]) not in fit.get(name, [kind(p)]) for name in names):
                     raise ValueError("an optimizer's state does not fit its parameter")
     except Exception as error:  # a checkpoint of other code raises all kinds
         fail(f"--resume: {args.out}/checkpoint.pt does not fit this {SCRIPT}.py: {error}")
