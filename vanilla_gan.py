@@ -135,10 +135,10 @@ def train_step(networks: Networks, optimizers: Optimizers, batches: Batches, arg
     g_optimizer.step()
     discriminator.requires_grad_(True)
 
-    # (3) Lower the learning rates, as the authors do: Adam's steps do not shrink with the gradients, so that weights which
-    # hardly matter go on at random, which shows as speckles. G's ends at 1 %; D's, which must keep up with G, at 20 %.
+    # (3) Lower the learning rates, as the authors do: Adam's steps do not shrink with the gradients, so weights that
+    # hardly matter walk at random, and this shows as speckles. G's end at 1 %, D's, which must keep up with G, at 20 %.
     for optimizer, least in zip(optimizers, [0.01 * args.lr, 0.2 * args.lr], strict=True):
-        for group in optimizer.param_groups:  # a tensor, because a CUDA graph would repeat a number
+        for group in optimizer.param_groups:  # a tensor: a number would stay the same in a CUDA graph
             group["lr"] = torch.as_tensor(group["lr"], device=real.device).mul_(0.9998).clamp_(min=least)
 
     d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
