@@ -162,7 +162,7 @@ def test_common_options_are_the_same_in_all_scripts(script: str) -> None:
 def test_defaults_are_the_documented_ones(script: str) -> None:
     adam = {"batch_size": 128, "lr": 2e-4}
     own = {
-        "vanilla_gan.py": {**adam, "image_size": 28, "d_steps": 1, "loss": "non-saturating"},
+        "vanilla_gan.py": {**adam, "lr": 1e-3, "image_size": 28, "d_steps": 1, "loss": "non-saturating"},
         "dcgan.py": {**adam, "image_size": 32},
         "cgan.py": {**adam, "image_size": 32, "label": None},
         "wgan.py": {"image_size": 32, "lr": 5e-5, "n_critic": 5, "clip": 0.01},

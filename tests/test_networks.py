@@ -152,7 +152,8 @@ def test_optimizers_and_batch_sizes_are_the_papers(name: str) -> None:
             assert (group["lr"], group["alpha"], group["momentum"], group["centered"]) == (5e-5, 0.99, 0, False)
         else:
             assert isinstance(optimizer, torch.optim.Adam)
-            assert (group["lr"], group["betas"]) == ((1e-4, (0.0, 0.9)) if name == "wgan_gp" else (2e-4, (0.5, 0.999)))
+            assert group["lr"] == {"vanilla_gan": 1e-3, "wgan_gp": 1e-4}.get(name, 2e-4)
+            assert group["betas"] == ((0.0, 0.9) if name == "wgan_gp" else (0.5, 0.999))
         assert not group["weight_decay"]
     assert args.batch_size == (64 if name.startswith("wgan") else 128)
 
@@ -584,6 +585,23 @@ def test_vanilla_losses_have_the_gradients_of_their_formulas(loss: str, bias: fl
     torch.testing.assert_close(logits.grad.double(), slope / len(logits), atol=1e-12, rtol=1e-5)
     vanishing = loss == "minimax" and bias < 0  # section 3 of the paper: early in learning this one saturates
     assert (logits.grad.abs().max() < 1e-6) == vanishing
+
+
+def test_vanilla_learning_rates_fall_at_each_step_down_to_their_least() -> None:
+    args = arguments("vanilla_gan", "--image-size", "8", "--latent-dim", "4", "--d-steps", "2", "--lr", "0.5")
+    networks, optimizers = MODULES["vanilla_gan"].build(args)
+    batch = torch.zeros(4, args.channels, 8, 8), torch.zeros(4, dtype=torch.int64)
+
+    def rates(steps: int) -> list[float]:
+        for _ in range(steps):
+            MODULES["vanilla_gan"].train_step(networks, optimizers, [batch, batch], args)
+        return [float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
+
+    assert rates(1) == pytest.approx([0.5 * 0.9998] * 2, rel=1e-6)
+    assert rates(2) == pytest.approx([0.5 * 0.9998**3] * 2, rel=1e-6)
+    for optimizer, rate in zip(optimizers, [0.005, 0.1], strict=True):
+        optimizer.param_groups[0]["lr"] = rate * 1.0001
+    assert rates(1) == rates(1) == pytest.approx([0.005, 0.1], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LOGITS)
