@@ -97,16 +97,16 @@ def momentum(build: Callable, args: Namespace) -> tuple:
 VARIANTS: dict[str, tuple[Edit, Edit]] = {  # of G and of D
     "as it is": (list, list),
     "pooling": (resampled, resampled),
-    "hidden layers": (hidden_layer_in_g, hidden_layer_in_d),
     "no BatchNorm in G": (no_batchnorm, list),
     "no BatchNorm in D": (list, no_batchnorm),
     "no BatchNorm": (no_batchnorm, no_batchnorm),
-    "LeakyReLU in G": (activation(nn.ReLU, lambda: nn.LeakyReLU(0.2)), list),
-    "tanh in G": (activation(nn.ReLU, nn.Tanh), list),
+    "MLP as G": (mlp, list),
+    "hidden layers": (hidden_layer_in_g, hidden_layer_in_d),
     "ReLU in D": (list, activation(nn.LeakyReLU, nn.ReLU)),
     "beta1 0.9": (list, list),
     "PyTorch's init": (list, list),
-    "MLP as G": (mlp, list),
+    "tanh in G": (activation(nn.ReLU, nn.Tanh), list),
+    "LeakyReLU in G": (activation(nn.ReLU, lambda: nn.LeakyReLU(0.2)), list),
 }
 
 
@@ -293,9 +293,7 @@ def dcgan(options: Namespace) -> None:
         folders, rows = measure(options, "dcgan", kind, points=10 if kind == "as it is" else 1)
         line(kind, [row[-1] for row in rows], COLUMNS)
         pictures[kind] = folders[0]
-    folders, rows = measure(options, "dcgan", extra="--lr 1e-3")
-    line("--lr 1e-3", [row[-1] for row in rows], COLUMNS)
-    draw(Path(options.out, "dcgan.png"), pictures | {"--lr 1e-3": folders[0]})
+    draw(Path(options.out, "dcgan.png"), pictures)
 
 
 def wgan(options: Namespace) -> None:
