@@ -186,7 +186,8 @@ def score(script: ModuleType, folder: Path, options: Namespace) -> dict[str, flo
     generator, other = generator.eval(), other.eval()
     if hasattr(script, "Critic"):  # the norm to which the penalty pulls, and the weights
         real = script.load_data(args)[0][:100] / 127.5 - 1
-        x = torch.rand(100, 1, 1, 1, generator=rng).mul(real - images[:100]).add(images[:100]).requires_grad_()
+        count = min(len(real), len(images))
+        x = images[:count].lerp(real[:count], torch.rand(count, 1, 1, 1, generator=rng)).requires_grad_()
         (grad,) = torch.autograd.grad(other(x).sum(), x)
         found["gradient"] = grad.flatten(1).norm(dim=1).mean().item()
     elif script.__name__ == "vanilla_gan":  # of the whole of G, for both losses
@@ -198,19 +199,23 @@ def score(script: ModuleType, folder: Path, options: Namespace) -> dict[str, flo
 
 
 def measure(
-    options: Namespace, name: str, kind: str = "as it is", extra: str = "", points: int = 1
+    options: Namespace, name: str, kind: str = "as it is", extra: str = "", points: tuple[float, ...] = (1,)
 ) -> tuple[list[Path], list[list[dict]]]:
-    """Trains a variant of a script for --steps, once for each seed; its run folders and the scores at equal points."""
+    """Trains a variant of a script for --steps, once for each seed; its run folders and the scores at parts of --steps."""
     script, folders, rows = importlib.import_module(name), [], []
     for seed in range(options.seeds):
-        folder = Path(options.out, f"{name} {kind} {extra} {options.steps}x{points} {seed}".replace(" ", "_"))
+        folder = Path(options.out, f"{name} {kind} {extra} {options.steps}x{len(points)} {seed}".replace(" ", "_"))
         typed = ["--data", options.data, "--data-dir", options.data_dir, "--image-size", str(options.image_size)]
         typed += ["--batch-size", str(options.batch_size), "--log-every", str(max(1, options.steps // 20))]
         typed += ["--seed", str(seed), "--out", str(folder), "--amp", *extra.split()]
+        if (config := folder / "config.json").exists():
+            was = json.loads(config.read_text())
+            if (was["image_size"], was["batch_size"]) != (options.image_size, options.batch_size):
+                sys.exit(f"claims.py: error: {folder} was made with other options; give another --out")
         file, found = folder / "scores.json", {}
         if file.exists():
             found = json.loads(file.read_text())
-        for step in (str(options.steps * (k + 1) // points) for k in range(points)):
+        for step in (str(round(options.steps * point)) for point in points):
             if step in found:
                 continue
             print(f"{folder.name}, {step} steps", file=sys.stderr, flush=True)
@@ -222,7 +227,7 @@ def measure(
                 found[step] = score(script, folder, options)
             file.write_text(json.dumps(found, indent=1))
         folders.append(folder)
-        rows.append([found[str(options.steps * (k + 1) // points)] for k in range(points)])
+        rows.append([found[str(round(options.steps * point))] for point in points])
     return folders, rows
 
 
@@ -281,6 +286,8 @@ def share_at_bound(weights: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------------- experiments
 
 COLUMNS = {"frechet": 1, "classes": 1, "diversity": 2}
+POINTS = tuple(k / 10 for k in range(1, 11))  # of a run, at which its loss is set beside its images
+FACTORS = (1, 5, 25)  # of the learning rate; runs are too short for smaller ones
 LOSSES = {"dcgan": "g_loss", "wgan": "wasserstein"}
 
 
@@ -290,7 +297,7 @@ def dcgan(options: Namespace) -> None:
     real(options)
     pictures = {}
     for kind in VARIANTS:
-        folders, rows = measure(options, "dcgan", kind, points=10 if kind == "as it is" else 1)
+        folders, rows = measure(options, "dcgan", kind, points=POINTS if kind == "as it is" else (1,))
         line(kind, [row[-1] for row in rows], COLUMNS)
         pictures[kind] = folders[0]
     draw(Path(options.out, "dcgan.png"), pictures)
@@ -304,7 +311,7 @@ def wgan(options: Namespace) -> None:
     for (name, column), ax in zip(LOSSES.items(), figure.subplots(1, 2), strict=True):
         extra = "--lr 2.5e-4" if name == "wgan" else ""  # five times the paper's: there are few steps
         for kind in ("as it is", "no BatchNorm in G", "MLP as G"):
-            folders, rows = measure(options, name, kind, extra, 10 if kind == "as it is" else 1)
+            folders, rows = measure(options, name, kind, extra, POINTS if kind == "as it is" else (1,))
             pictures[f"{name}, {kind}"] = folders[0]
             if kind != "as it is":
                 line(f"{name}, {kind}", [row[-1] for row in rows], COLUMNS)
@@ -331,7 +338,7 @@ def wgan_gp(options: Namespace) -> None:
     real(options)
     figure, cells = Figure(figsize=(8, 3)), {}
     for name, lr in {"wgan": 5e-5, "wgan_gp": 1e-4}.items():
-        for n_critic, factor in itertools.product((1, 5), (0.2, 1, 5)):
+        for n_critic, factor in itertools.product((1, 5), FACTORS):
             extra = f"--lr {lr * factor:g} --n-critic {n_critic}"
             folders, rows = measure(options, name, extra=extra)
             shares = [{"at the bound": share_at_bound(weights(folder))} for folder in folders]
@@ -353,8 +360,8 @@ def vanilla(options: Namespace) -> None:
     head(list(columns))
     real(options)
     for loss in ("minimax", "non-saturating"):
-        _, rows = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=8)
-        for k in (0, 1, 3, 7):
+        _, rows = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=(1 / 8, 1 / 4, 1 / 2, 1))
+        for k in range(4):
             line(f"{loss}, {int(rows[0][k]['step'])} steps", [row[k] for row in rows], columns)
 
 
@@ -362,8 +369,8 @@ def cgan(options: Namespace) -> None:
     """Each class where it is asked for (Mirza & Osindero 2014, figure 2)."""
     columns = COLUMNS | {"accuracy": 3}
     head(list(columns))
-    folders, rows = measure(options, "cgan", points=5)
-    for k in range(5):
+    folders, rows = measure(options, "cgan", points=(1 / 4, 1 / 2, 1))
+    for k in range(3):
         line(f"{int(rows[0][k]['step'])} steps", [row[k] for row in rows], columns)
     draw(Path(options.out, "cgan.png"), {f"seed {k}": folder for k, folder in enumerate(folders)})
 
