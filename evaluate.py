@@ -428,7 +428,8 @@ def interpolate(options: Namespace) -> None:
             images = generator.eval().layers(mixed.flatten(0, 1)[:, :, None, None].to(device))
         tiles = torch.cat([tiles.cpu(), images.cpu()])
     run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
-    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another")
+    below = "; below from one class to the next" if "label" in run.args else ""
+    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another{below}")
 
 
 def curves(options: Namespace) -> None:
