@@ -201,7 +201,7 @@ def score(script: ModuleType, folder: Path, options: Namespace) -> dict[str, flo
 def measure(
     options: Namespace, name: str, kind: str = "as it is", extra: str = "", points: tuple[float, ...] = (1,)
 ) -> tuple[list[Path], list[list[dict]]]:
-    """Trains a variant of a script for --steps, once for each seed; its run folders and the scores at parts of --steps."""
+    """Trains a variant of a script for --steps, for each seed; the run folders and the scores at these parts of it."""
     script, folders, rows = importlib.import_module(name), [], []
     for seed in range(options.seeds):
         folder = Path(options.out, f"{name} {kind} {extra} {options.steps}x{len(points)} {seed}".replace(" ", "_"))
@@ -288,7 +288,7 @@ def share_at_bound(weights: Tensor) -> float:
 COLUMNS = {"frechet": 1, "classes": 1, "diversity": 2}
 POINTS = tuple(k / 10 for k in range(1, 11))  # of a run, at which its loss is set beside its images
 FACTORS = (1, 5, 25)  # of the learning rate; runs are too short for smaller ones
-LOSSES = {"dcgan": "g_loss", "wgan": "wasserstein"}
+LOSSES = {"dcgan": "d_loss", "wgan": "wasserstein"}
 
 
 def dcgan(options: Namespace) -> None:
