@@ -222,9 +222,14 @@ def measure(
             if (folder / "checkpoint.pt").exists():
                 typed = ["--resume", str(folder), "--data-dir", options.data_dir]
             with variant(script, kind), contextlib.redirect_stdout(io.StringIO()):
-                code = script.main([*typed, "--steps", step])
-                code and sys.exit(code)
-                found[step] = score(script, folder, options)
+                try:
+                    code = script.main([*typed, "--steps", step])
+                    code and sys.exit(code)
+                    found[step] = score(script, folder, options)
+                except SystemExit as end:
+                    if end.code != 1:
+                        raise
+                    found[step] = {"frechet": math.inf}  # the training has broken: a loss is not finite
             file.write_text(json.dumps(found, indent=1))
         folders.append(folder)
         rows.append([found[str(round(options.steps * point))] for point in points])
@@ -240,7 +245,7 @@ def show(values: list[float], digits: int = 1) -> str:
 
 def line(name: str, runs: list[dict], columns: dict[str, int]) -> None:
     """A row of a table: of each column, with so many digits, the mean over the runs and the range."""
-    cells = [show([run[column] for run in runs], digits) for column, digits in columns.items()]
+    cells = [show([run.get(column, math.nan) for run in runs], digits) for column, digits in columns.items()]
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -336,7 +341,7 @@ def wgan_gp(options: Namespace) -> None:
     columns = COLUMNS | {"gradient": 3, "at the bound": 3}
     head(list(columns))
     real(options)
-    figure, cells = Figure(figsize=(8, 3)), {}
+    figure, cells, pictures = Figure(figsize=(8, 3)), {}, {}
     for name, lr in {"wgan": 5e-5, "wgan_gp": 1e-4}.items():
         for n_critic, factor in itertools.product((1, 5), FACTORS):
             extra = f"--lr {lr * factor:g} --n-critic {n_critic}"
@@ -345,13 +350,15 @@ def wgan_gp(options: Namespace) -> None:
             rows = [row[-1] | share for row, share in zip(rows, shares, strict=True)]
             line(f"{name} {extra}", rows, columns)
             cells[name, extra] = sum(row["frechet"] for row in rows) / len(rows)
+            pictures[f"{name} {extra}"] = folders[0]
             if (n_critic, factor) == (5, 1):
                 figure.add_subplot(1, 2, 1 + (name == "wgan_gp")).hist(weights(folders[0]), bins=60)
                 figure.axes[-1].set(title=f"{name}: weights of the critic", yticks=[])
     for name in ("wgan", "wgan_gp"):
         good = [frechet <= 2 * min(cells.values()) for (of, _), frechet in cells.items() if of == name]
         print(f"{name}: {sum(good)} of {len(good)} settings are within twice the best frechet of all")
-    figure.savefig(Path(options.out, "wgan_gp.png"), dpi=100, bbox_inches="tight")
+    figure.savefig(Path(options.out, "wgan_gp-weights.png"), dpi=100, bbox_inches="tight")
+    draw(Path(options.out, "wgan_gp.png"), pictures, columns=3)
 
 
 def vanilla(options: Namespace) -> None:

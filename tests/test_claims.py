@@ -15,7 +15,13 @@ claims = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(claims)
 
 TINY = ["--image-size", "8", "--batch-size", "4", "--seeds", "1", "--samples", "20", "--steps", "8"]
-PICTURES = {"vanilla": [], "dcgan": ["dcgan"], "cgan": ["cgan"], "wgan": ["wgan-loss", "wgan"], "wgan_gp": ["wgan_gp"]}
+PICTURES = {
+    "vanilla": [],
+    "dcgan": ["dcgan"],
+    "cgan": ["cgan"],
+    "wgan": ["wgan-loss", "wgan"],
+    "wgan_gp": ["wgan_gp-weights", "wgan_gp"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +128,18 @@ def test_the_scores_are_kept_beside_the_run() -> None:
 
 
 def test_runs_of_other_options_are_not_mixed() -> None:
-    make_images(Path("images"), mode="L", per_class=10)
     typed = ["cgan", "--data", "images", "--out", "out", *TINY]
-    claims.main(typed)
+    Path("out/cgan_as_it_is__8x3_0").mkdir(parents=True)
+    Path("out/cgan_as_it_is__8x3_0/config.json").write_text('{"image_size": 8, "batch_size": 5}')
     with pytest.raises(SystemExit, match="other options"):
-        claims.main([*typed, "--batch-size", "5"])
+        claims.main(typed)
+
+
+def test_a_training_that_breaks_counts_as_infinitely_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_images(Path("images"), mode="L", per_class=10)
+    dcgan = load("dcgan.py")
+    monkeypatch.setattr(dcgan, "main", lambda argv: dcgan.fail("not finite", 1))
+    options = claims.Namespace(out="out", seeds=1, data="images", data_dir="data", image_size=8, batch_size=4, steps=8)
+    Path("out/dcgan_as_it_is__8x1_0").mkdir(parents=True)
+    _, rows = claims.measure(options, "dcgan")
+    assert rows == [[{"frechet": float("inf")}]]
