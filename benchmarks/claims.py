@@ -245,17 +245,18 @@ def show(values: list[float], digits: int = 1) -> str:
 
 def line(name: str, runs: list[dict], columns: dict[str, int]) -> None:
     """A row of a table: of each column, with so many digits, the mean over the runs and the range."""
-    cells = [show([run.get(column, math.nan) for run in runs], digits) for column, digits in columns.items()]
+    cells = [
+        show([run.get(column, math.nan) for run in runs], digits) if column in runs[0] else "-"
+        for column, digits in columns.items()
+    ]
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def head(columns: list[str]) -> None:
+def head(options: Namespace, columns: dict[str, int]) -> None:
+    """The first lines of a table, the figures of real images among them."""
     print(f"|  | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-
-
-def real(options: Namespace) -> None:
     _, images = load_judge(options.data, options.data_dir, options.image_size)
-    line("real images", [figures(options, images)], COLUMNS)
+    line("real images", [figures(options, images)], columns)
 
 
 def draw(path: Path, runs: dict[str, Path], columns: int = 4) -> None:
@@ -298,8 +299,7 @@ LOSSES = {"dcgan": "d_loss", "wgan": "wasserstein"}
 
 def dcgan(options: Namespace) -> None:
     """The guidelines of Radford et al. 2015 (section 3) and the settings of section 4, left out one by one."""
-    head(list(COLUMNS))
-    real(options)
+    head(options, COLUMNS)
     pictures = {}
     for kind in VARIANTS:
         folders, rows = measure(options, "dcgan", kind, points=POINTS if kind == "as it is" else (1,))
@@ -310,27 +310,19 @@ def dcgan(options: Namespace) -> None:
 
 def wgan(options: Namespace) -> None:
     """The loss follows the images (Arjovsky et al. 2017, figures 3, 4), and G needs no BatchNorm (figures 6, 7)."""
-    head([*COLUMNS, "correlation of the loss with frechet"])
-    real(options)
+    columns = COLUMNS | {"correlation": 2}
+    head(options, columns)
     figure, pictures = Figure(figsize=(8, 3)), {}
     for (name, column), ax in zip(LOSSES.items(), figure.subplots(1, 2), strict=True):
         extra = "--lr 2.5e-4" if name == "wgan" else ""  # five times the paper's: there are few steps
         for kind in ("as it is", "no BatchNorm in G", "MLP as G"):
             folders, rows = measure(options, name, kind, extra, POINTS if kind == "as it is" else (1,))
-            pictures[f"{name}, {kind}"] = folders[0]
-            if kind != "as it is":
-                line(f"{name}, {kind}", [row[-1] for row in rows], COLUMNS)
-                continue
-            tables = [{key: [point[key] for point in row] for key in ("step", column, "frechet")} for row in rows]
-            for table in tables:
-                ax.plot(table[column], table["frechet"], marker=".", linewidth=0.5)
-                table["correlation"] = spearman(table[column], table["frechet"])
-            columns = COLUMNS | {"correlation": 2}
-            line(
-                f"{name}, {kind}",
-                [a[-1] | {"correlation": b["correlation"]} for a, b in zip(rows, tables, strict=True)],
-                columns,
-            )
+            pictures[f"{name}, {kind}"], last = folders[0], [row[-1] for row in rows]
+            for row in rows if kind == "as it is" else ():
+                losses, distances = ([point[key] for point in row] for key in (column, "frechet"))
+                ax.plot(losses, distances, marker=".", linewidth=0.5)
+                row[-1]["correlation"] = spearman(losses, distances)
+            line(f"{name}, {kind}", last, columns)
         ax.set(title=f"{name}: ten points of each run", xlabel=column, ylabel="frechet", yscale="log")
     figure.savefig(Path(options.out, "wgan-loss.png"), dpi=100, bbox_inches="tight")
     draw(Path(options.out, "wgan.png"), pictures, columns=3)
@@ -339,8 +331,7 @@ def wgan(options: Namespace) -> None:
 def wgan_gp(options: Namespace) -> None:
     """The penalty against clipping (Gulrajani et al. 2017, figure 1): settings, weights, gradients."""
     columns = COLUMNS | {"gradient": 3, "at the bound": 3}
-    head(list(columns))
-    real(options)
+    head(options, columns)
     figure, cells, pictures = Figure(figsize=(8, 3)), {}, {}
     for name, lr in {"wgan": 5e-5, "wgan_gp": 1e-4}.items():
         for n_critic, factor in itertools.product((1, 5), FACTORS):
@@ -364,8 +355,7 @@ def wgan_gp(options: Namespace) -> None:
 def vanilla(options: Namespace) -> None:
     """Early in training log(1 - D(G(z))) saturates (Goodfellow et al. 2014, section 3)."""
     columns = {"D(G(z))": 3, "gradient of log(1 - D)": 4, "gradient of -log D": 4} | COLUMNS
-    head(list(columns))
-    real(options)
+    head(options, columns)
     for loss in ("minimax", "non-saturating"):
         _, rows = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=(1 / 8, 1 / 4, 1 / 2, 1))
         for k in range(4):
@@ -375,7 +365,7 @@ def vanilla(options: Namespace) -> None:
 def cgan(options: Namespace) -> None:
     """Each class where it is asked for (Mirza & Osindero 2014, figure 2)."""
     columns = COLUMNS | {"accuracy": 3}
-    head(list(columns))
+    head(options, columns)
     folders, rows = measure(options, "cgan", points=(1 / 4, 1 / 2, 1))
     for k in range(3):
         line(f"{int(rows[0][k]['step'])} steps", [row[k] for row in rows], columns)
