@@ -21,7 +21,7 @@ import json
 import math
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -243,7 +243,7 @@ def show(values: list[float], digits: int = 1) -> str:
     return f"{sum(values) / len(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def line(name: str, runs: list[dict], columns: dict[str, int]) -> None:
+def line(name: str, runs: Sequence[dict], columns: dict[str, int]) -> None:
     """A row of a table: of each column, with so many digits, the mean over the runs and the range."""
     cells = [
         show([run.get(column, math.nan) for run in runs], digits) if column in runs[0] else "-"
@@ -342,7 +342,7 @@ def wgan_gp(options: Namespace) -> None:
             line(f"{name} {extra}", rows, columns)
             cells[name, extra] = sum(row["frechet"] for row in rows) / len(rows)
             pictures[f"{name} {extra}"] = folders[0]
-            if (n_critic, factor) == (5, 1):
+            if (n_critic, factor) == (5, 5):
                 figure.add_subplot(1, 2, 1 + (name == "wgan_gp")).hist(weights(folders[0]), bins=60)
                 figure.axes[-1].set(title=f"{name}: weights of the critic", yticks=[])
     for name in ("wgan", "wgan_gp"):
@@ -357,18 +357,20 @@ def vanilla(options: Namespace) -> None:
     columns = {"D(G(z))": 3, "gradient of log(1 - D)": 4, "gradient of -log D": 4} | COLUMNS
     head(options, columns)
     for loss in ("minimax", "non-saturating"):
-        _, rows = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=(1 / 8, 1 / 4, 1 / 2, 1))
-        for k in range(4):
-            line(f"{loss}, {int(rows[0][k]['step'])} steps", [row[k] for row in rows], columns)
+        points = (1 / 8, 1 / 4, 1 / 2, 1)
+        _, rows = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=points)
+        for point, scores in zip(points, zip(*rows, strict=True), strict=True):
+            line(f"{loss}, {round(options.steps * point)} steps", scores, columns)
 
 
 def cgan(options: Namespace) -> None:
     """Each class where it is asked for (Mirza & Osindero 2014, figure 2)."""
     columns = COLUMNS | {"accuracy": 3}
     head(options, columns)
-    folders, rows = measure(options, "cgan", points=(1 / 4, 1 / 2, 1))
-    for k in range(3):
-        line(f"{int(rows[0][k]['step'])} steps", [row[k] for row in rows], columns)
+    points = (1 / 4, 1 / 2, 1)
+    folders, rows = measure(options, "cgan", points=points)
+    for point, scores in zip(points, zip(*rows, strict=True), strict=True):
+        line(f"{round(options.steps * point)} steps", scores, columns)
     draw(Path(options.out, "cgan.png"), {f"seed {k}": folder for k, folder in enumerate(folders)})
 
 

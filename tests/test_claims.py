@@ -54,7 +54,7 @@ def test_each_command_prints_its_table_and_goes_on_from_what_it_has(
         kept = {kind: claims.VARIANTS[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")}
         monkeypatch.setattr(claims, "VARIANTS", kept)
     monkeypatch.setattr(claims, "POINTS", (0.25, 0.5, 1))
-    monkeypatch.setattr(claims, "FACTORS", (1,))
+    monkeypatch.setattr(claims, "FACTORS", (5,))
     assert claims.main(typed) == 0
     first = capsys.readouterr().out
     assert "| real images |" in first
