@@ -240,7 +240,9 @@ def measure(
 
 
 def show(values: list[float], digits: int = 1) -> str:
-    return f"{sum(values) / len(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    """The mean and the range, unless that is a point."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def line(name: str, runs: Sequence[dict], columns: dict[str, int]) -> None:
