@@ -412,7 +412,7 @@ def neighbours(options: Namespace) -> None:
 
 
 def interpolate(options: Namespace) -> None:
-    """What G makes of straight lines in z, as RUN/interpolate.png; cgan: one row for each class."""
+    """What G makes of straight lines in z, as RUN/interpolate.png; cgan: of each class, then from class to class."""
     run = load_run(options.run, options)
     generator, rng = load_generator(run), torch.Generator().manual_seed(run.args.seed)
     rows = min(len(run.args.classes), 16) if "label" in run.args else 8
@@ -421,8 +421,15 @@ def interpolate(options: Namespace) -> None:
         run.script.sample(generator, ends[0].lerp(ends[1], t / 9), torch.arange(rows), run.args) for t in range(10)
     ]
     tiles = torch.stack(steps, dim=1).flatten(0, 1)  # (rows, 10, C, S, S) to row after row
+    if "label" in run.args:  # the same z; its forward takes whole labels, its layers any mixture of two
+        y, device = torch.eye(len(run.args.classes))[:rows], "cuda" if run.args.cuda else "cpu"
+        mixed = torch.stack([torch.cat([ends[0], y.lerp(y.roll(-1, 0), t / 9)], dim=1) for t in range(10)], dim=1)
+        with torch.no_grad():  # (rows, 10, latent_dim + classes)
+            images = generator.eval().layers(mixed.flatten(0, 1)[:, :, None, None].to(device))
+        tiles = torch.cat([tiles.cpu(), images.cpu()])
     run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
-    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another")
+    below = "; below from one class to the next" if "label" in run.args else ""
+    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another{below}")
 
 
 def curves(options: Namespace) -> None:

@@ -353,7 +353,7 @@ def test_every_command_takes_a_run_of_every_script(
         assert "error" not in capsys.readouterr().err
     for name, size in {
         "neighbours": (16 * 8, 4 * 8),
-        "interpolate": (10 * 8, 8 * (2 if script == "cgan.py" else 8)),
+        "interpolate": (10 * 8, 8 * (2 + 2 if script == "cgan.py" else 8)),
     }.items():
         picture = Image.open(out / f"{name}.png")
         assert picture.size == size
@@ -382,6 +382,18 @@ def test_interpolate_starts_and_ends_at_samples(run: Callable) -> None:
     pixels = np.asarray(Image.open(out / "interpolate.png"))
     for column, end in ((0, z[0]), (9, z[1])):
         images = loaded_run.script.sample(evaluate.load_generator(loaded_run), end, None, loaded_run.args)
+        expected = np.asarray(loaded_run.script.to_picture(images))
+        assert np.abs(pixels[:, column * 8 : column * 8 + 8].astype(int) - expected).max() <= 1
+
+
+def test_interpolate_of_cgan_goes_from_class_to_class(run: Callable) -> None:
+    out = run("cgan.py")  # of two classes
+    assert call("evaluate.py", "interpolate", out) == 0
+    loaded_run = loaded(out)
+    z = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(loaded_run.args.seed))[0]
+    pixels = np.asarray(Image.open(out / "interpolate.png"))[16:]  # below the lines in z
+    for column, labels in ((0, torch.tensor([0, 1])), (9, torch.tensor([1, 0]))):
+        images = loaded_run.script.sample(evaluate.load_generator(loaded_run), z, labels, loaded_run.args)
         expected = np.asarray(loaded_run.script.to_picture(images))
         assert np.abs(pixels[:, column * 8 : column * 8 + 8].astype(int) - expected).max() <= 1
 
