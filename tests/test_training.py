@@ -629,7 +629,7 @@ def test_process_interrupted_by_a_signal_saves_and_is_resumed_exactly(
 @for_each_script
 def test_process_killed_again_and_again_at_random_moments_ends_in_the_uninterrupted_run(name: str, data: Path) -> None:
     """KILLS=40 pytest -k again_and_again kills each script 40 times: at the start, in steps, while writing files."""
-    rng, kills, codes = random.Random(name), int(os.environ.get("KILLS", 3)), []
+    rng, kills, codes = random.Random(name), int(os.environ.get("KILLS", 2)), []
     argv, run, epochs = ["--data", data, *TINY, *OWN.get(name, []), "--out", "run"], Path("run"), 10 * kills
     ends = {
         signal.SIGKILL: {-9},
