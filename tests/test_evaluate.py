@@ -8,7 +8,7 @@ import shutil
 import sys
 import tarfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import evaluate
 
 COMMANDS = ["score", "parzen", "neighbours", "interpolate", "curves", "fid"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine two threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
