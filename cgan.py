@@ -8,10 +8,10 @@ Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014, http
 
     D maximizes  E[log D(x|y)] + E[log(1 - D(G(z|y)))]    G maximizes  E[log D(G(z|y))]
 
-    python cgan.py --epochs 25 --cuda                     built-in digits, on a GPU (without --cuda: on the CPU)
-    python cgan.py --data data/mnist-32                a folder of arrays with classes, here made by: python prepare.py mnist
-    python cgan.py --resume                               go on with the newest run
-    python cgan.py --resume runs/cgan-1 --generate 64     64 new images, into runs/cgan-1/generated (--label 7: sevens)
+    python cgan.py --epochs 25 --cuda                   built-in digits, on a GPU (without --cuda: on the CPU)
+    python cgan.py --data data/mnist-32                 a folder of arrays, from: python prepare.py mnist
+    python cgan.py --resume                             go on with the newest run
+    python cgan.py --resume runs/cgan-1 --generate 64   64 new images, into runs/cgan-1/generated (--label 7: sevens)
 
 Expect on two CPU cores, --data mnist --batch-size 64 --amp: 3 minutes an epoch, every row its class after one.
 
@@ -83,9 +83,8 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(features, 1, 4))  # (N, features, 4, 4) to (N, 1, 1, 1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        planes = nn.functional.one_hot(labels, self.classes)[:, :, None, None].expand(
-            -1, -1, *x.shape[2:]
-        )  # (N, classes, S, S)
+        one_hot = nn.functional.one_hot(labels, self.classes)[:, :, None, None]
+        planes = one_hot.expand(-1, -1, *x.shape[2:])  # (N, classes, S, S)
         return self.layers(torch.cat([x, planes], dim=1)).flatten().to(x.dtype)
 
 
@@ -105,8 +104,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     """The networks, initialized, and the optimizer of each."""
-    if not args.classes:
-        raise ValueError(f"{args.data} has no classes (classes.txt, labels.npy)")
     generator = Generator(args.latent_dim, args.channels, len(args.classes), args.image_size).apply(init_weights)
     discriminator = Discriminator(args.channels, len(args.classes), args.image_size).apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
@@ -115,7 +112,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor) -> dict:
-    """One update of D, on real images (N, C, S, S) in [-1, 1], then one of G. Returns what to log, 0-dim tensors."""
+    """One update of D, on real images (N, C, S, S) in [-1, 1], then one of G. Returns 0-dim tensors, to log."""
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
     bce = nn.functional.binary_cross_entropy_with_logits
@@ -183,8 +180,10 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
         count, channels, height, width = images.shape
         fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)
-        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)):
-            raise ValueError("expected images uint8 (N, 1 or 3, S, S) and, if there are classes, the number of each")
+        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
+            raise ValueError(
+                "not images uint8 (N, 1 or 3, S, S) with, in cgan.py or if any, the number of each one's class"
+            )
     except (OSError, ValueError, EOFError) as error:
         fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
@@ -334,7 +333,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
                     first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
-    print(f"step {step} of {last}; to go on: python {SCRIPT}.py --resume {run}")
+    print(f"step {step} of {last}; to go on (at the end with more --epochs): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
 

@@ -9,10 +9,10 @@ Bengio: Generative Adversarial Nets, NeurIPS 2014, https://arxiv.org/abs/1406.26
 
     D maximizes  E[log D(x)] + E[log(1 - D(G(z)))]        G maximizes  E[log D(G(z))]
 
-    python vanilla_gan.py --epochs 25 --cuda                            built-in digits, on a GPU (else on the CPU)
-    python vanilla_gan.py --data data/mnist-32                       a folder of arrays, here made by: python prepare.py mnist
-    python vanilla_gan.py --resume                                      go on with the newest run
-    python vanilla_gan.py --resume runs/vanilla_gan-1 --generate 64     64 new images, into its folder generated
+    python vanilla_gan.py --epochs 25 --cuda                          built-in digits, on a GPU (else on the CPU)
+    python vanilla_gan.py --data data/mnist-28                        from: python prepare.py mnist --image-size 28
+    python vanilla_gan.py --resume                                    go on with the newest run
+    python vanilla_gan.py --resume runs/vanilla_gan-1 --generate 64   64 new images, into its folder generated
 
 Expect on two CPU cores, --data mnist --amp: half a minute an epoch, digits after 3, clean ones after 20 to 50.
 
@@ -95,7 +95,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor) -> dict:
-    """d_steps updates of D, on real images (N, C, S, S) in [-1, 1], then one of G. Returns what to log, 0-dim tensors."""
+    """d_steps updates of D, on real images (N, C, S, S) in [-1, 1], then one of G. Returns 0-dim tensors, to log."""
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
     bce = nn.functional.binary_cross_entropy_with_logits
@@ -166,8 +166,10 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
         count, channels, height, width = images.shape
         fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)
-        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)):
-            raise ValueError("expected images uint8 (N, 1 or 3, S, S) and, if there are classes, the number of each")
+        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
+            raise ValueError(
+                "not images uint8 (N, 1 or 3, S, S) with, in cgan.py or if any, the number of each one's class"
+            )
     except (OSError, ValueError, EOFError) as error:
         fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
@@ -317,7 +319,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
                     first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
-    print(f"step {step} of {last}; to go on: python {SCRIPT}.py --resume {run}")
+    print(f"step {step} of {last}; to go on (at the end with more --epochs): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
 

@@ -9,10 +9,10 @@ GANs, NeurIPS 2017, https://arxiv.org/abs/1704.00028
 
     the critic f maximizes  E[f(x)] - E[f(G(z))] - gp_weight E[(|grad f(x_hat)| - 1)^2]        G maximizes  E[f(G(z))]
 
-    python wgan_gp.py --epochs 25 --cuda                        built-in digits, on a GPU (without --cuda: on the CPU)
-    python wgan_gp.py --data data/mnist-32                   a folder of arrays, here made by: python prepare.py mnist
-    python wgan_gp.py --resume                                  go on with the newest run
-    python wgan_gp.py --resume runs/wgan_gp-1 --generate 64     64 new images, into runs/wgan_gp-1/generated
+    python wgan_gp.py --epochs 25 --cuda                      built-in digits, on a GPU (without --cuda: on the CPU)
+    python wgan_gp.py --data data/mnist-32                    a folder of arrays, from: python prepare.py mnist
+    python wgan_gp.py --resume                                go on with the newest run
+    python wgan_gp.py --resume runs/wgan_gp-1 --generate 64   64 new images, into runs/wgan_gp-1/generated
 
 Expect on two CPU cores, --data mnist --amp: 2 minutes an epoch, digits after 4 to 12.
 
@@ -137,7 +137,7 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, fused: bool 
 
 
 def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor) -> dict:
-    """n_critic updates of f, on real images (N, C, S, S) in [-1, 1], then one of G. Returns what to log, 0-dim tensors."""
+    """n_critic updates of f, on real images (N, C, S, S) in [-1, 1], then one of G. Returns 0-dim tensors, to log."""
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
 
@@ -203,8 +203,10 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
         count, channels, height, width = images.shape
         fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)
-        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)):
-            raise ValueError("expected images uint8 (N, 1 or 3, S, S) and, if there are classes, the number of each")
+        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
+            raise ValueError(
+                "not images uint8 (N, 1 or 3, S, S) with, in cgan.py or if any, the number of each one's class"
+            )
     except (OSError, ValueError, EOFError) as error:
         fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
@@ -354,7 +356,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
                     first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
-    print(f"step {step} of {last}; to go on: python {SCRIPT}.py --resume {run}")
+    print(f"step {step} of {last}; to go on (at the end with more --epochs): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
 
