@@ -202,9 +202,7 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         count, channels, height, width = images.shape
         fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)
         if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
-            raise ValueError(
-                "not images uint8 (N, 1 or 3, S, S) with, in cgan.py or if any, the number of each one's class"
-            )
+            raise ValueError("images must be uint8 (N, 1 or 3, S, S), labels the class of each; cgan.py needs them")
     except (OSError, ValueError, EOFError) as error:
         fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes

@@ -1,13 +1,14 @@
-"""What the tests share: where the scripts are, how to run one, a tiny set of images."""
+"""What the tests share: where the scripts are, how to run one, tiny data, a finished tiny run."""
 
 import importlib
 import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,14 +17,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py"]
-TINY = ["--image-size", "8", "--batch-size", "4", "--steps", "2", "--latent-dim", "4"]
+TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4"]
 
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)  # the number of threads may change the last bits
 
 
-def load(script: str) -> ModuleType:
-    """The script, imported."""
+def load(script: str):
     return importlib.import_module(script.removesuffix(".py"))
 
 
@@ -32,68 +32,71 @@ def call(script: str, *args: object) -> int:
     return load(script).main([str(arg) for arg in args])
 
 
-def run_script(
-    script: str, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs a script of ROOT (or, by its full path, a copy) to its end in another process, on one thread."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+def run_script(script: str, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None):
+    """Runs a script of ROOT (or, by its full path, a copy) to its end in another process; its CompletedProcess."""
+    env, command = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, [sys.executable, ROOT / script, *args]
+    return subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
-def make_images(
-    folder: Path, classes: Sequence[str] = ("cats", "dogs"), per_class: int = 8, size: int = 8, mode: str = "RGB"
-) -> Path:
+def make_data(folder: Path, count=64, channels=3, size=8, classes=("cats", "dogs"), seed=0) -> Path:
+    """Writes noise as a folder of arrays, such as the scripts train on, the classes in turn; returns folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(
+        folder / "images.npy", np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), np.uint8)
+    )
+    if classes:
+        np.save(folder / "labels.npy", np.arange(count) % len(classes))
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    return folder
+
+
+def make_images(folder: Path, classes=("cats", "dogs"), per_class=8, size=8, mode="RGB") -> Path:
     """Writes noise as .png, per_class in a subfolder for each class (class "" is the folder itself); returns folder."""
-    rng = np.random.default_rng(0)
-    shape = (size, size, 3) if mode == "RGB" else (size, size)
-    for name in classes:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(per_class):
-            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name / f"{i}.png")
+    rng, shape = np.random.default_rng(0), (size, size, 3) if mode == "RGB" else (size, size)
+    for path in (folder / name / f"{i}.png" for name in classes for i in range(per_class)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts in an empty folder of its own: data/ and runs/ are made there."""
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts in an empty folder of its own: runs/ is made there. A script's signal handlers end with it."""
     monkeypatch.chdir(tmp_path)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """A folder of 16 colour images, 8 x 8, in two classes."""
-    return make_images(tmp_path / "images")
+def data(tmp_path: Path) -> Path:
+    """A folder of 64 colour images, 8 x 8, in two classes."""
+    return make_data(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """finished(script) is a run of two steps, trained when first asked for. To read only: tests share it."""
-    home = tmp_path_factory.mktemp("finished")
-    data = make_images(home / "images")
+    home = make_data(tmp_path_factory.mktemp("finished") / "data").parent
 
     @cache
     def run(script: str) -> Path:
-        out = home / script.removesuffix(".py")
-        assert call(script, "--data", data, "--data-dir", home / "data", "--out", out, *TINY) == 0
-        return out
+        assert call(script, "--data", home / "data", "--out", home / script[:-3], "--log-every", 1, *TINY) == 0
+        return home / script[:-3]
 
     return run
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """refused(script, *args) asserts that main ends with exit code 2 and one line on stderr; returns that line."""
+    """refused(script, *args, code=2) asserts that main ends with that code and one line on stderr; returns the line."""
 
     def check(script: str, *args: object, code: int = 2) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             call(script, *args)
-        lines = capsys.readouterr().err.split("\n")
-        lines = [line for line in lines if line and ("\r" not in line or "error" in line)]  # no progress bars
-        assert len(lines) == 1, lines
-        assert lines[0].startswith(f"{script}: error: ")
-        assert end.value.code == code
-        return lines[0]
+        (line,) = (x for x in re.split(r"[\r\n]+", capsys.readouterr().err) if x.strip() and "|" not in x)  # no bars
+        assert (end.value.code, line.startswith(f"{script}: error: ")) == (code, True), line
+        return line
 
     return check
