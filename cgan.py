@@ -294,7 +294,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 order = torch.randperm(len(images)).to(images.device)
             index = torch.arange(i * images_per_step + RANK, (i + 1) * images_per_step, WORLD_SIZE, device=order.device)
             index = order[index % len(order)]  # of the images for this process; few images come several times
-            real.copy_(images[index]).div_(127.5).sub_(1)
+            real.copy_(images[index].to(device)).div_(127.5).sub_(1)
             real_labels.copy_(labels[index])
             if args.cuda and step == capture_at:
                 replay = capture(train_step, *inputs)
@@ -317,6 +317,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 state["metrics"] = state["metrics"] or ",".join(["step", "epoch", *metrics, "seconds"]) + "\n"
                 state["metrics"] += f"{step},{epoch + 1},{','.join(means)},{time.monotonic() - began:.1f}\n"
                 (run / "metrics.csv").write_text(state["metrics"])
+                bar.set_postfix(dict(zip(metrics, means, strict=True)), refresh=False)
             if save_due and RANK == 0:
                 images_now = networks["generator_ema"](*(x.to(device) for x in state["noise"]))
                 to_picture(images_now, 8).save(run / f"samples/epoch-{epoch + 1:04d}.png")
@@ -331,7 +332,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
                     first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
-    print(f"step {step} of {last}; to go on (at the end with more --epochs): python {SCRIPT}.py --resume {run}")
+    print(f"step {step} of {last}; to go on (with more --epochs or --steps): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
 

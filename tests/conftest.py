@@ -41,9 +41,8 @@ def run_script(script: str, *args: object, cwd: Path | None = None, env: dict[st
 def make_data(folder: Path, count=64, channels=3, size=8, classes=("cats", "dogs"), seed=0) -> Path:
     """Writes noise as a folder of arrays, such as the scripts train on, the classes in turn; returns folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(
-        folder / "images.npy", np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), np.uint8)
-    )
+    rng = np.random.default_rng(seed)
+    np.save(folder / "images.npy", rng.integers(0, 256, (count, channels, size, size), np.uint8))
     if classes:
         np.save(folder / "labels.npy", np.arange(count) % len(classes))
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
@@ -92,7 +91,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """refused(script, *args, code=2) asserts that main ends with that code and one line on stderr; returns the line."""
 
     def check(script: str, *args: object, code: int = 2) -> str:
-        capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             call(script, *args)
         (line,) = (x for x in re.split(r"[\r\n]+", capsys.readouterr().err) if x.strip() and "|" not in x)  # no bars

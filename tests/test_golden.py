@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, call, make_images
+from conftest import SCRIPTS, call, make_data
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-5  # of the largest value in the column; metrics.csv has six digits
@@ -22,12 +22,11 @@ def first_steps(script: str, folder: Path, *argv: object) -> dict[str, list[floa
 
     In float64, so that no other processor or version of PyTorch rounds its way to other numbers.
     """
-    data = make_images(folder / "images", per_class=40, size=8)
-    small = ["--image-size", 8, "--batch-size", 8, "--log-every", 1, "--steps", 20]
+    small = ["--data", make_data(folder / "data", 80), "--batch-size", 8, "--log-every", 1, "--steps", 20]
     small += ["--kernels", "off"] if script.startswith("wgan") else []
     torch.set_default_dtype(torch.float64)
     try:
-        assert call(script, "--data", data, "--data-dir", folder / "data", "--out", folder / "run", *small, *argv) == 0
+        assert call(script, "--out", folder / "run", *small, *argv) == 0
     finally:
         torch.set_default_dtype(torch.float32)
     with (folder / "run" / "metrics.csv").open(newline="") as file:
