@@ -12,7 +12,8 @@
     python evaluate.py fid RUN              the commands that compute FID, with torch-fidelity or clean-fid
 
 A RUN is a folder that one of the five scripts has written; they must lie beside this file, whose parts are theirs.
-docs/evaluate.md says how each figure is made and how to read it.
+Samples come from the average of G's weights, as those in RUN/samples do. docs/evaluate.md says how each figure is made
+and how to read it.
 """
 
 import contextlib
@@ -24,34 +25,23 @@ import io
 import itertools
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
-import tarfile
-import tempfile
-import zlib
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, NoReturn
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
-TEST_FILES = {  # of each set the test images and labels, from the mirrors of the training files, with their sha256
-    "mnist": {
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    },
-    "fashion-mnist": {
-        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    },
-}
 
 
 class Run(NamedTuple):
@@ -61,6 +51,10 @@ class Run(NamedTuple):
     script: ModuleType
     args: Namespace
     checkpoint: dict
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.args.cuda else "cpu"
 
 
 class Data(NamedTuple):
@@ -80,87 +74,80 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_run(folder: str, options: Namespace) -> Run:
-    """Reads a run as `SCRIPT.py --resume RUN --generate 1` does, with that script's own code."""
+    """Reads a run and imports the script that made it, a copy for us alone, whose errors come under our name."""
     try:
-        name = torch.load(Path(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)["script"]
+        checkpoint = torch.load(Path(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
+        name, args = checkpoint["script"], Namespace(**checkpoint["args"])
         if name not in SCRIPTS:
             raise ValueError(f"{name} is none of {', '.join(SCRIPTS)}")
+        if "generator_ema" not in checkpoint:
+            raise ValueError(f"it has no average of G's weights, so it is of an older {name}.py")
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        script = importlib.util.module_from_spec(spec)  # a copy for us alone, whose errors come under our name
+        script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
     except Exception as error:  # torch.load raises all kinds on a broken file
         fail(f"{folder} is no run: {type(error).__name__}: {str(error).partition('. ')[0]}")
     script.fail = fail
-    typed = ["--resume", str(Path(folder)), "--generate", "1", "--cuda" if vars(options).get("cuda") else "--no-cuda"]
-    typed += ["--data-dir", options.data_dir] if vars(options).get("data_dir") else []
-    with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
-        return Run(Path(folder), script, *script.parse_args(typed))
+    args.out, args.kernels = folder, "off"  # nothing is trained here
+    args.cuda, args.data = vars(options).get("cuda", False), vars(options).get("data") or args.data
+    if args.cuda and not torch.cuda.is_available():
+        fail("--cuda: PyTorch sees no GPU; without --cuda it runs on the CPU")
+    return Run(Path(folder), script, args, checkpoint)
 
 
 def load_images(run: Run) -> tuple[Tensor, Tensor]:
     """All images that a run was trained on, uint8 (N, C, S, S), and their labels (N,)."""
     images, labels, classes = run.script.load_data(run.args)
-    if (images.shape[1], classes) != (run.args.channels, run.args.classes):
-        fail(f"--data {run.args.data} has changed since {run.folder}: other channels or other classes")
+    if (*images.shape[1:3], classes) != (run.args.channels, run.args.image_size, run.args.classes):
+        fail(f"--data {run.args.data} has changed since {run.folder}: other channels, another size or other classes")
     return images, labels
 
 
-def load_data(run: Run, download: bool = False) -> Data:
-    """The images of a run: held out are the set's test images, if they are in DATA_DIR, else a sixth of all images."""
+def load_data(run: Run) -> Data:
+    """The images of a run: held out are the test images of its data, if there are some, else a sixth of all images."""
     images, labels = load_images(run)
-    if test := load_test(run, download):
-        return Data(images, labels, *test, f"the test images of {run.args.data}")
-    step = max(6, math.ceil(len(images) / 10_000))
-    held_out = torch.arange(len(images)) % step == 0
-    name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
-    return Data(images[~held_out], labels[~held_out], images[held_out], labels[held_out], name)
-
-
-def load_test(run: Run, download: bool) -> tuple[Tensor, Tensor] | None:
-    """The test images of a standard set, uint8 (N, C, S, S), and their labels (N,). None if they are not there."""
-    script, name, folder = run.script, run.args.data, Path(run.args.data_dir, run.args.data)
-    files, tar = TEST_FILES.get(name, {}), folder / "cifar-10-binary.tar.gz"
-    there = all((folder / file).exists() or (folder / file.removesuffix(".gz")).exists() for file in files)
-    try:  # under the names of training files, so that the script reads and resizes them as it does those
-        with tempfile.TemporaryDirectory() as copy:
-            for file in files if there or download else ():
-                script.DATASETS[name].update(files)
-                path = script.fetch(name, file, folder)
-                shutil.copy(path, Path(copy, path.name.replace("t10k", "train")))
-            if name == "cifar10" and (found := sorted(folder.rglob("test_batch.bin"))):
-                shutil.copy(found[0], Path(copy, "data_batch_1.bin"))
-            elif name == "cifar10" and tar.exists():
-                with tarfile.open(tar) as opened:
-                    member = next(member for member in opened.getnames() if member.endswith("test_batch.bin"))
-                    Path(copy, "data_batch_1.bin").write_bytes(opened.extractfile(member).read())
-            if not any(Path(copy).iterdir()):
-                return None
-            images, labels = script.standard_set(name, Path(copy), run.args.image_size)
-    except (ValueError, OSError, EOFError, StopIteration, tarfile.TarError, zlib.error) as error:
-        fail(f"the test images of {name} in {folder}: {error or 'missing'}")
-    return torch.from_numpy(images), torch.from_numpy(labels.astype("int64"))
+    path = Path(run.args.data, "test_images.npy")
+    if run.args.data == "glyphs" or not path.exists():
+        step = max(6, math.ceil(len(images) / 10_000))
+        held_out = torch.arange(len(images)) % step == 0
+        name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
+        return Data(images[~held_out], labels[~held_out], images[held_out], labels[held_out], name)
+    try:
+        test = np.load(path)
+        # Without classes there are no labels, and nothing asks for them.
+        test_labels = np.load(path.with_name("test_labels.npy")) if run.args.classes else np.zeros(len(test))
+        if test.dtype != np.uint8 or test.shape[1:] != images.shape[1:] or test_labels.shape != (len(test),):
+            raise ValueError("they do not go with images.npy")
+    except (OSError, ValueError, EOFError) as error:
+        fail(f"the test images of {run.args.data}: {error}")
+    held_out, held_out_labels = torch.from_numpy(test), torch.from_numpy(test_labels.astype(np.int64))
+    return Data(images, labels, held_out, held_out_labels, f"the test images of {run.args.data}")
 
 
 def load_generator(run: Run, trained: bool = True) -> nn.Module:
-    """The generator of a run, or one of the same kind before its training."""
-    (generator, _), _ = run.script.load_networks(run.args, run.checkpoint if trained else {})
-    if run.args.cuda:
-        torch.cuda.synchronize()  # load_networks goes over to a stream of its own
+    """The averaged generator of a run, in eval mode, without gradients; or one of the same kind before its training."""
+    with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
+        networks, _ = run.script.load_networks(run.args, run.checkpoint if trained else {})
     torch.set_float32_matmul_precision("highest")  # what it sets is good for training, not for distances
-    return generator
+    return networks["generator_ema"]
+
+
+def sample(run: Run, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+    """Images (N, C, S, S) in [-1, 1], on the device, from z (N, latent_dim) and, in cgan only, labels (N,)."""
+    return generator(*(x.to(run.device) for x in ([z, labels] if "label" in run.args else [z])))
 
 
 def draw(run: Run, count: int, trained: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images that --generate writes, as batches float32 (n, C, S, S) in [-1, 1], and the labels (n,) asked of cgan.
+    """Samples, as batches float32 (n, C, S, S) in [-1, 1], and the labels (n,) asked of cgan, all classes in turn.
 
     With trained=False they come from a generator that has not been trained.
     """
     generator, rng = load_generator(run, trained), torch.Generator().manual_seed(run.args.seed)
     labels = torch.arange(count) % max(1, len(run.args.classes))
     name = f"{'samples of' if trained else 'untrained'} {run.folder}"
-    for part in tqdm(torch.arange(count).split(100), name, unit="batch", leave=False):
-        z = torch.randn(100, run.args.latent_dim, generator=rng)[: len(part)]
-        yield run.script.sample(generator, z, labels[part], run.args), labels[part]
+    for part in tqdm(labels.split(100), name, unit="batch", leave=False):
+        z = torch.randn(len(part), run.args.latent_dim, generator=rng)
+        yield sample(run, generator, z, part), part
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -193,14 +180,15 @@ def parzen(options: Namespace) -> None:
     there, the GAN has seen these images, and sigma is the best of 55, not of 10, which is worth a few nats.
     """
     run = load_run(options.run, options)
-    data = load_data(run, download=True)
-    last = len(data.train) * 5 // 6
-    border = 2 if run.args.data in TEST_FILES and run.args.image_size == 32 else 0  # which 28x28 images were given
-    side = run.args.image_size - border
+    data = load_data(run)
+    last, side = len(data.train) * 5 // 6, run.args.image_size
+    inner = data.held_out[:, :, 2:-2, 2:-2]
+    # 28x28 images that became 32x32 by a black border lose it again: the paper's have none.
+    border = 2 if side == 32 and data.held_out.count_nonzero() == inner.count_nonzero() else 0
 
     def vectors(images: Tensor) -> Tensor:
         """Images, uint8 or in [-1, 1], as float64 (N, D) in [0, 1], on the device."""
-        x = images[:, :, border:side, border:side].flatten(1).to("cuda" if run.args.cuda else "cpu", torch.float64)
+        x = images[:, :, border : side - border, border : side - border].flatten(1).to(run.device, torch.float64)
         return x / 255 if images.dtype == torch.uint8 else (x + 1) / 2
 
     valid, x = vectors(data.train[last:][:1000]), vectors(data.held_out)
@@ -258,20 +246,20 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, device: str) 
 
 
 def load_classifier(run: Run, images: Tensor, labels: Tensor) -> Classifier:
-    """The classifier of these images, from DATA_DIR/cache, where it is put once it is trained."""
-    classes, device = len(run.args.classes), "cuda" if run.args.cuda else "cpu"
+    """The classifier of these images, from data/cache, where it is put once it is trained."""
+    classes = len(run.args.classes)
     key = hashlib.sha256(inspect.getsource(Classifier).encode() + inspect.getsource(train_classifier).encode())
     for part in (*images.split(10_000), labels):
         key.update(part.contiguous().numpy())
-    path = Path(run.args.data_dir, "cache", f"classifier-{key.hexdigest()[:16]}.pt")
-    classifier = Classifier(images.shape[1], classes).to(device)
+    path = Path("data", "cache", f"classifier-{key.hexdigest()[:16]}.pt")
+    classifier = Classifier(images.shape[1], classes).to(run.device)
     try:
-        classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        classifier.load_state_dict(torch.load(path, map_location=run.device, weights_only=True))
     except Exception:  # torch.load raises all kinds on a broken file; it is made anew
-        classifier, buffer = train_classifier(images, labels, classes, device), io.BytesIO()
-        torch.save(classifier.state_dict(), buffer)
+        classifier, part = train_classifier(images, labels, classes, run.device), path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.script.replace_file(path, buffer.getvalue())
+        torch.save(classifier.state_dict(), part)
+        part.replace(path)  # never half a file there
     return classifier.eval()
 
 
@@ -332,7 +320,7 @@ class Judge:
     """What sets of images are compared with: a classifier, and what it makes of the training images."""
 
     def __init__(self, run: Run, data: Data) -> None:
-        self.device, self.classes = "cuda" if run.args.cuda else "cpu", len(run.args.classes)
+        self.device, self.classes = run.device, len(run.args.classes)
         self.train = torch.cat([to_32(part) for part in data.train.split(1000)])
         self.classifier = load_classifier(run, self.train, data.train_labels)
         self.features, read = classify(self.classifier, self.train)
@@ -405,7 +393,7 @@ def neighbours(options: Namespace) -> None:
     run = load_run(options.run, options)
     images, _ = load_images(run)
     samples = to_bytes(next(draw(run, 16))[0]).cpu()
-    _, index = nearest(samples, images, 3, "cuda" if run.args.cuda else "cpu")  # (16, 3)
+    _, index = nearest(samples, images, 3, run.device)  # (16, 3)
     tiles = torch.cat([samples, *(images[i] for i in index.T)])  # row after row
     run.script.to_picture(tiles.float() / 127.5 - 1, columns=16).save(run.folder / "neighbours.png")
     print(f"{run.folder / 'neighbours.png'}: samples in the top row, below each its nearest training images")
@@ -417,16 +405,14 @@ def interpolate(options: Namespace) -> None:
     generator, rng = load_generator(run), torch.Generator().manual_seed(run.args.seed)
     rows = min(len(run.args.classes), 16) if "label" in run.args else 8
     ends = torch.randn(2, rows, run.args.latent_dim, generator=rng)
-    steps = [
-        run.script.sample(generator, ends[0].lerp(ends[1], t / 9), torch.arange(rows), run.args) for t in range(10)
-    ]
-    tiles = torch.stack(steps, dim=1).flatten(0, 1)  # (rows, 10, C, S, S) to row after row
+    points, labels = [ends[0].lerp(ends[1], t / 9) for t in range(10)], torch.arange(rows)
+    # (rows, 10, C, S, S) to row after row
+    tiles = torch.stack([sample(run, generator, z, labels) for z in points], dim=1).flatten(0, 1)
     if "label" in run.args:  # the same z; its forward takes whole labels, its layers any mixture of two
-        y, device = torch.eye(len(run.args.classes))[:rows], "cuda" if run.args.cuda else "cpu"
+        y = torch.eye(len(run.args.classes))[:rows]
         mixed = torch.stack([torch.cat([ends[0], y.lerp(y.roll(-1, 0), t / 9)], dim=1) for t in range(10)], dim=1)
-        with torch.no_grad():  # (rows, 10, latent_dim + classes)
-            images = generator.eval().layers(mixed.flatten(0, 1)[:, :, None, None].to(device))
-        tiles = torch.cat([tiles.cpu(), images.cpu()])
+        mixed = mixed.flatten(0, 1)[:, :, None, None]  # (rows * 10, latent_dim + classes, 1, 1)
+        tiles = torch.cat([tiles, generator.layers(mixed.to(run.device))])
     run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
     below = "; below from one class to the next" if "label" in run.args else ""
     print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another{below}")
@@ -492,17 +478,6 @@ def fid(options: Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def between(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number of low's type from low to high."""
-
-    def number(text: str) -> float:
-        if not low <= (value := type(low)(text)) <= high:
-            raise ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    return number
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser("evaluate.py", description=__doc__.splitlines()[0])
     parser.error = fail
@@ -518,24 +493,22 @@ def main(argv: list[str] | None = None) -> int:
         else:
             add("run", metavar="RUN", help="folder of the run")
         if name in ("score", "parzen", "fid"):
-            add(
-                "--samples",
-                type=between(2, 1_000_000),
-                default=10_000,
-                metavar="N",
-                help="number of images (%(default)s)",
-            )
+            add("--samples", type=int, default=10_000, metavar="N", help="number of images (%(default)s)")
         if name in ("score", "parzen", "neighbours", "fid"):
-            add("--data-dir", metavar="DIR", help="where the data are (where the run had them)")
+            add("--data", metavar="DIR", help="where the data are now (where the run had them)")
         if name in ("score", "parzen", "neighbours", "interpolate"):
             add("--cuda", action="store_true", help="run on the GPU")
         if name == "score":
             add("--json", metavar="FILE", help="write the figures as JSON too; - is stdout, without the table")
         if name == "parzen":
-            add("--sigma", type=between(1e-3, 1e3), metavar="X", help="width of the Gaussians (the best of 55)")
+            add("--sigma", type=float, metavar="X", help="width of the Gaussians (the best of 55)")
         if name == "curves":
             add("--out", metavar="FILE", help="the picture (RUN/curves.png)")
     options = parser.parse_args(argv)
+    if not 2 <= vars(options).get("samples", 2) <= 1_000_000:
+        fail(f"--samples {options.samples} is not between 2 and 1,000,000")
+    if vars(options).get("sigma") is not None and not 1e-3 <= options.sigma <= 1e3:
+        fail(f"--sigma {options.sigma} is not between 0.001 and 1000")
     try:
         options.function(options)
     except KeyboardInterrupt:
