@@ -20,8 +20,6 @@ import contextlib
 import csv
 import hashlib
 import importlib.util
-import inspect
-import io
 import itertools
 import json
 import math
@@ -42,6 +40,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
+Labelled = tuple[Tensor, Tensor]  # images uint8 (N, C, S, S) and labels (N,)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a disk or a memory that is full."""
+    tqdm.write(f"evaluate.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
+    raise SystemExit(code)
 
 
 class Run(NamedTuple):
@@ -56,21 +61,50 @@ class Run(NamedTuple):
     def device(self) -> str:
         return "cuda" if self.args.cuda else "cpu"
 
+    def load_images(self) -> Labelled:
+        """All images that the run was trained on."""
+        images, labels, classes = self.script.load_data(self.args)
+        if (*images.shape[1:3], classes) != (self.args.channels, self.args.image_size, self.args.classes):
+            fail(f"--data {self.args.data} has changed since {self.folder}: other sizes, channels or classes")
+        return images, labels
 
-class Data(NamedTuple):
-    """The images that a run was trained on and some that it or at least the classifier has not seen; uint8, labels."""
+    def load_data(self) -> tuple[Labelled, Labelled, str]:
+        """The images of the run, images held out, and what those are: test images, if there are some, else a sixth."""
+        images, labels = self.load_images()
+        path = Path(self.args.data, "test_images.npy")
+        if self.args.data == "glyphs" or not path.exists():
+            step = max(6, math.ceil(len(images) / 10_000))
+            held_out = torch.arange(len(images)) % step == 0
+            name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
+            return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out]), name
+        try:
+            test = np.load(path)  # without classes there are no labels, and nothing asks for them
+            test_labels = np.load(path.with_name("test_labels.npy")) if self.args.classes else np.zeros(len(test))
+            if test.dtype != np.uint8 or test.shape[1:] != images.shape[1:] or test_labels.shape != (len(test),):
+                raise ValueError("they do not go with images.npy")
+        except (OSError, ValueError, EOFError) as error:
+            fail(f"the test images of {self.args.data}: {error}")
+        held_out = torch.from_numpy(test), torch.from_numpy(test_labels.astype(np.int64))
+        return (images, labels), held_out, f"the test images of {self.args.data}"
 
-    train: Tensor
-    train_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
-    held_out_name: str
+    def load_generator(self, trained: bool = True) -> nn.Module:
+        """The averaged generator, in eval mode, without gradients; or one of the same kind before its training."""
+        with contextlib.redirect_stdout(None):  # ours is for results
+            networks, _ = self.script.load_networks(self.args, self.checkpoint if trained else {})
+        torch.set_float32_matmul_precision("highest")  # what it sets is good for training, not for distances
+        return networks["generator_ema"]
 
+    def sample(self, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+        """Images (N, C, S, S) in [-1, 1], on the device, from z (N, latent_dim) and, in cgan only, labels (N,)."""
+        return generator(*(x.to(self.device) for x in ([z, labels] if "label" in self.args else [z])))
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a disk or a memory that is full."""
-    tqdm.write(f"evaluate.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
-    raise SystemExit(code)
+    def draw(self, count: int, trained: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of samples and the labels (n,) asked of cgan, all classes in turn."""
+        generator, rng = self.load_generator(trained), torch.Generator().manual_seed(self.args.seed)
+        labels = torch.arange(count) % max(1, len(self.args.classes))
+        name = f"{'samples of' if trained else 'untrained'} {self.folder}"
+        for part in tqdm(labels.split(100), name, unit="batch", leave=False):
+            yield self.sample(generator, torch.randn(len(part), self.args.latent_dim, generator=rng), part), part
 
 
 def load_run(folder: str, options: Namespace) -> Run:
@@ -93,61 +127,6 @@ def load_run(folder: str, options: Namespace) -> Run:
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch sees no GPU; without --cuda it runs on the CPU")
     return Run(Path(folder), script, args, checkpoint)
-
-
-def load_images(run: Run) -> tuple[Tensor, Tensor]:
-    """All images that a run was trained on, uint8 (N, C, S, S), and their labels (N,)."""
-    images, labels, classes = run.script.load_data(run.args)
-    if (*images.shape[1:3], classes) != (run.args.channels, run.args.image_size, run.args.classes):
-        fail(f"--data {run.args.data} has changed since {run.folder}: other channels, another size or other classes")
-    return images, labels
-
-
-def load_data(run: Run) -> Data:
-    """The images of a run: held out are the test images of its data, if there are some, else a sixth of all images."""
-    images, labels = load_images(run)
-    path = Path(run.args.data, "test_images.npy")
-    if run.args.data == "glyphs" or not path.exists():
-        step = max(6, math.ceil(len(images) / 10_000))
-        held_out = torch.arange(len(images)) % step == 0
-        name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
-        return Data(images[~held_out], labels[~held_out], images[held_out], labels[held_out], name)
-    try:
-        test = np.load(path)
-        # Without classes there are no labels, and nothing asks for them.
-        test_labels = np.load(path.with_name("test_labels.npy")) if run.args.classes else np.zeros(len(test))
-        if test.dtype != np.uint8 or test.shape[1:] != images.shape[1:] or test_labels.shape != (len(test),):
-            raise ValueError("they do not go with images.npy")
-    except (OSError, ValueError, EOFError) as error:
-        fail(f"the test images of {run.args.data}: {error}")
-    held_out, held_out_labels = torch.from_numpy(test), torch.from_numpy(test_labels.astype(np.int64))
-    return Data(images, labels, held_out, held_out_labels, f"the test images of {run.args.data}")
-
-
-def load_generator(run: Run, trained: bool = True) -> nn.Module:
-    """The averaged generator of a run, in eval mode, without gradients; or one of the same kind before its training."""
-    with contextlib.redirect_stdout(io.StringIO()):  # ours is for results
-        networks, _ = run.script.load_networks(run.args, run.checkpoint if trained else {})
-    torch.set_float32_matmul_precision("highest")  # what it sets is good for training, not for distances
-    return networks["generator_ema"]
-
-
-def sample(run: Run, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-    """Images (N, C, S, S) in [-1, 1], on the device, from z (N, latent_dim) and, in cgan only, labels (N,)."""
-    return generator(*(x.to(run.device) for x in ([z, labels] if "label" in run.args else [z])))
-
-
-def draw(run: Run, count: int, trained: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-    """Samples, as batches float32 (n, C, S, S) in [-1, 1], and the labels (n,) asked of cgan, all classes in turn.
-
-    With trained=False they come from a generator that has not been trained.
-    """
-    generator, rng = load_generator(run, trained), torch.Generator().manual_seed(run.args.seed)
-    labels = torch.arange(count) % max(1, len(run.args.classes))
-    name = f"{'samples of' if trained else 'untrained'} {run.folder}"
-    for part in tqdm(labels.split(100), name, unit="batch", leave=False):
-        z = torch.randn(len(part), run.args.latent_dim, generator=rng)
-        yield sample(run, generator, z, part), part
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -180,28 +159,27 @@ def parzen(options: Namespace) -> None:
     there, the GAN has seen these images, and sigma is the best of 55, not of 10, which is worth a few nats.
     """
     run = load_run(options.run, options)
-    data = load_data(run)
-    last, side = len(data.train) * 5 // 6, run.args.image_size
-    inner = data.held_out[:, :, 2:-2, 2:-2]
+    (train, _), (test, _), name = run.load_data()
+    last, side = len(train) * 5 // 6, run.args.image_size
     # 28x28 images that became 32x32 by a black border lose it again: the paper's have none.
-    border = 2 if side == 32 and data.held_out.count_nonzero() == inner.count_nonzero() else 0
+    border = 2 if side == 32 and test.count_nonzero() == test[:, :, 2:-2, 2:-2].count_nonzero() else 0
 
     def vectors(images: Tensor) -> Tensor:
         """Images, uint8 or in [-1, 1], as float64 (N, D) in [0, 1], on the device."""
         x = images[:, :, border : side - border, border : side - border].flatten(1).to(run.device, torch.float64)
         return x / 255 if images.dtype == torch.uint8 else (x + 1) / 2
 
-    valid, x = vectors(data.train[last:][:1000]), vectors(data.held_out)
-    print(f"test        {data.held_out_name} ({len(x):,} x {x.shape[1]} pixels)")
+    valid, x = vectors(train[last:][:1000]), vectors(test)
+    print(f"test        {name} ({len(x):,} x {x.shape[1]} pixels)")
     print(f"sigma       {options.sigma or f'the best of 55 for {len(valid):,} training images, from {last:,} on'}")
     names = ["training images", str(run.folder), "untrained"]
     width = max(map(len, names))
     print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
     for name in names:
         if name == "training images":
-            samples = vectors(data.train[:last][: options.samples])
+            samples = vectors(train[:last][: options.samples])
         else:
-            samples = torch.cat([vectors(images) for images, _ in draw(run, options.samples, name != "untrained")])
+            samples = torch.cat([vectors(images) for images, _ in run.draw(options.samples, name != "untrained")])
         sigmas = [options.sigma] if options.sigma else torch.logspace(-1, 0, 55).tolist()
         sigma = sigmas[int(log_likelihood(valid, samples, sigmas).mean(1).argmax())]
         ll = log_likelihood(x, samples, [sigma])[0]
@@ -245,18 +223,17 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, device: str) 
     return classifier
 
 
-def load_classifier(run: Run, images: Tensor, labels: Tensor) -> Classifier:
+def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> Classifier:
     """The classifier of these images, from data/cache, where it is put once it is trained."""
-    classes = len(run.args.classes)
-    key = hashlib.sha256(inspect.getsource(Classifier).encode() + inspect.getsource(train_classifier).encode())
+    key = hashlib.sha256(Path(__file__).read_bytes())
     for part in (*images.split(10_000), labels):
         key.update(part.contiguous().numpy())
-    path = Path("data", "cache", f"classifier-{key.hexdigest()[:16]}.pt")
-    classifier = Classifier(images.shape[1], classes).to(run.device)
+    path = Path("data/cache", f"classifier-{key.hexdigest()[:16]}.pt")
+    classifier = Classifier(images.shape[1], classes).to(device)
     try:
-        classifier.load_state_dict(torch.load(path, map_location=run.device, weights_only=True))
+        classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     except Exception:  # torch.load raises all kinds on a broken file; it is made anew
-        classifier, part = train_classifier(images, labels, classes, run.device), path.with_suffix(f".{os.getpid()}")
+        classifier, part = train_classifier(images, labels, classes, device), path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(classifier.state_dict(), part)
         part.replace(path)  # never half a file there
@@ -296,15 +273,14 @@ def nearest(x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22) -
     Pixels count from 0 to 1. Takes train in chunks of so many pixels.
     """
     flat = x.flatten(1).to(device).float() / 255
-    best, index = torch.empty(len(x), 0, device=device), torch.empty(len(x), 0, dtype=torch.long, device=device)
+    best, index = flat.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long, device=device)
     chunk = max(1, chunk // flat.shape[1])
     for start in tqdm(range(0, len(train), chunk), "neighbours", unit="chunk", leave=False):
         part = train[start : start + chunk].flatten(1).to(device).float() / 255
         squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, chunk), |x|^2 left out
         near, where = squares.topk(min(k, len(part)), dim=1, largest=False)
-        best, where, index = torch.cat([best, near], 1), where + start, torch.cat([index, where + start], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        index = index.gather(1, order)
+        best, order = torch.cat([best, near], 1).topk(k, dim=1, largest=False)
+        index = torch.cat([index, where + start], 1).gather(1, order)
     index = index.cpu()
     exact = [torch.linalg.vector_norm((x.float() - train[i].float()).flatten(1) / 255, dim=1) for i in index.T]
     return torch.stack(exact, 1), index
@@ -319,10 +295,10 @@ def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
 class Judge:
     """What sets of images are compared with: a classifier, and what it makes of the training images."""
 
-    def __init__(self, run: Run, data: Data) -> None:
-        self.device, self.classes = run.device, len(run.args.classes)
-        self.train = torch.cat([to_32(part) for part in data.train.split(1000)])
-        self.classifier = load_classifier(run, self.train, data.train_labels)
+    def __init__(self, images: Tensor, labels: Tensor, classes: int, device: str) -> None:
+        self.device, self.classes = device, classes
+        self.train = torch.cat([to_32(part) for part in images.split(1000)])
+        self.classifier = load_classifier(self.train, labels, classes, device)
         self.features, read = classify(self.classifier, self.train)
         self.share = read.bincount(minlength=self.classes) / len(read)
         self.spread = spread(self.train, read, self.classes)
@@ -361,26 +337,26 @@ def score(options: Namespace) -> None:
             fail(f"{run.folder} was trained on {run.args.data}, {runs[0].folder} on {first.data}: score them apart")
     if not first.classes:
         fail(f"score needs images with classes, and {first.data} has none; try neighbours, or fid")
-    data = load_data(runs[0])
-    judge = Judge(runs[0], data)
-    rows = {"held-out": judge(to_32(data.held_out), data.held_out_labels)}
+    train, (held_out, labels), held_out_name = runs[0].load_data()
+    judge = Judge(*train, len(first.classes), runs[0].device)
+    rows = {"held-out": judge(to_32(held_out), labels)}
     sources = {str(run.folder): (run, True) for run in runs}
     sources |= {f"untrained {run.script.__name__}": (run, False) for run in runs}
     for name, (run, trained) in sources.items():
-        parts = [(to_32(to_bytes(images).cpu()), labels) for images, labels in draw(run, options.samples, trained)]
+        parts = [(to_32(to_bytes(images).cpu()), labels) for images, labels in run.draw(options.samples, trained)]
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         rows[name] = judge(images, labels if "label" in run.args else None)
-    text = json.dumps({"data": first.data, "held_out": data.held_out_name, "rows": rows}, indent=2)
+    text = json.dumps({"data": first.data, "held_out": held_out_name, "rows": rows}, indent=2)
     if options.json == "-":
         print(text)
         return
-    print(f"data        {first.data}, {len(data.train):,} training images, {len(first.classes)} classes")
-    print(f"held-out    {data.held_out_name}")
-    print(f"{'':{max(map(len, rows))}}", *(f"{name:>{max(8, len(name))}}" for name in FORMATS), sep="  ")
+    print(f"data        {first.data}, {len(train[0]):,} training images, {len(first.classes)} classes")
+    print(f"held-out    {held_out_name}")
+    width = max(map(len, rows))
+    print(f"{'':{width}}", *(f"{name:>8}" for name in FORMATS), sep="  ")
     for name, row in rows.items():
         cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in FORMATS.items()]
-        cells = [f"{cell:>{max(8, len(key))}}" for key, cell in zip(FORMATS, cells, strict=True)]
-        print(f"{name:{max(map(len, rows))}}", *cells, sep="  ")
+        print(f"{name:{width}}", *(f"{c:>{max(8, len(key))}}" for key, c in zip(FORMATS, cells, strict=True)), sep="  ")
     if options.json:
         Path(options.json).write_text(text + "\n")
 
@@ -391,8 +367,8 @@ def score(options: Namespace) -> None:
 def neighbours(options: Namespace) -> None:
     """Sixteen samples, below each its three nearest training images, as RUN/neighbours.png."""
     run = load_run(options.run, options)
-    images, _ = load_images(run)
-    samples = to_bytes(next(draw(run, 16))[0]).cpu()
+    images, _ = run.load_images()
+    samples = to_bytes(next(run.draw(16))[0]).cpu()
     _, index = nearest(samples, images, 3, run.device)  # (16, 3)
     tiles = torch.cat([samples, *(images[i] for i in index.T)])  # row after row
     run.script.to_picture(tiles.float() / 127.5 - 1, columns=16).save(run.folder / "neighbours.png")
@@ -402,19 +378,19 @@ def neighbours(options: Namespace) -> None:
 def interpolate(options: Namespace) -> None:
     """What G makes of straight lines in z, as RUN/interpolate.png; cgan: of each class, then from class to class."""
     run = load_run(options.run, options)
-    generator, rng = load_generator(run), torch.Generator().manual_seed(run.args.seed)
-    rows = min(len(run.args.classes), 16) if "label" in run.args else 8
-    ends = torch.randn(2, rows, run.args.latent_dim, generator=rng)
-    points, labels = [ends[0].lerp(ends[1], t / 9) for t in range(10)], torch.arange(rows)
-    # (rows, 10, C, S, S) to row after row
-    tiles = torch.stack([sample(run, generator, z, labels) for z in points], dim=1).flatten(0, 1)
-    if "label" in run.args:  # the same z; its forward takes whole labels, its layers any mixture of two
-        y = torch.eye(len(run.args.classes))[:rows]
-        mixed = torch.stack([torch.cat([ends[0], y.lerp(y.roll(-1, 0), t / 9)], dim=1) for t in range(10)], dim=1)
-        mixed = mixed.flatten(0, 1)[:, :, None, None]  # (rows * 10, latent_dim + classes, 1, 1)
-        tiles = torch.cat([tiles, generator.layers(mixed.to(run.device))])
+    generator, conditional = run.load_generator(), "label" in run.args
+    labels = torch.arange(min(len(run.args.classes), 16) if conditional else 8)  # one row each
+    rng, way = torch.Generator().manual_seed(run.args.seed), torch.linspace(0, 1, 10)
+    start, end = torch.randn(2, len(labels), run.args.latent_dim, generator=rng)
+    columns = [run.sample(generator, start.lerp(end, t), labels) for t in way]
+    tiles = torch.stack(columns, dim=1).flatten(0, 1)  # row after row
+    if conditional:  # z stays; forward takes whole labels, its layers any mixture of two
+        y = torch.eye(len(run.args.classes))[labels]
+        inputs = [torch.cat([start, y.lerp(y.roll(-1, 0), t)], dim=1)[:, :, None, None] for t in way]
+        columns = [generator.layers(x.to(run.device)) for x in inputs]
+        tiles = torch.cat([tiles, torch.stack(columns, dim=1).flatten(0, 1)])
     run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
-    below = "; below from one class to the next" if "label" in run.args else ""
+    below = "; below from one class to the next" if conditional else ""
     print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another{below}")
 
 
@@ -429,11 +405,10 @@ def curves(options: Namespace) -> None:
     tables = {}  # of each run the columns
     for run in options.runs:
         try:
-            with Path(run, "metrics.csv").open(newline="") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            rows = list(csv.DictReader(Path(run, "metrics.csv").read_text().splitlines()))
+            columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
             tables[run] = columns.pop("step"), {k: v for k, v in columns.items() if k not in ("epoch", "seconds")}
-        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except (OSError, ValueError, TypeError, LookupError) as error:
             fail(f"{run} has no metrics.csv with a row to draw: {type(error).__name__}: {error}")
     names = list(dict.fromkeys(name for _, columns in tables.values() for name in columns))
     if not names:
@@ -458,7 +433,7 @@ def curves(options: Namespace) -> None:
 def fid(options: Namespace) -> None:
     """Writes training images, as the GAN saw them, to RUN/real and prints the commands that compute FID."""
     run = load_run(options.run, options)
-    images, _ = load_images(run)
+    images, _ = run.load_images()
     real, generated, count = run.folder / "real", run.folder / "generated", min(options.samples, len(images))
     shutil.rmtree(real, ignore_errors=True)
     real.mkdir()

@@ -322,7 +322,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
             torch.manual_seed(hash((args.seed, step, RANK)))  # so that a resumed run draws what it would have drawn
             metrics = replay() if replay else train_step(*inputs)
             for mean, value in follow:
-                mean.lerp_(value, 1 - min(args.ema, (1 + step) / (10 + step)))
+                mean.lerp_(value, 1 - min(args.ema, (1 + step) / (20 + step)))
             sums = (sums if step % args.log_every else 0) + torch.stack(list(metrics.values())).detach()
             step += 1
             bar.update()

@@ -40,35 +40,37 @@ Refused = Callable[..., str]
 
 
 class Web(dict):
-    """Takes the place of urlopen: by URL the page (bytes), the URL that it leads to, or the exception that it raises."""
+    """Takes the place of urlopen. Holds for a URL the page (bytes; None: one without end), or the URL that it leads to."""
 
-    asked, sent = [], 0
+    asked: list[str] = []
 
     def __call__(self, request: object, timeout: float) -> io.BytesIO:
         self.asked = [*self.asked, url := request.full_url]
-        while isinstance(page := self.get(url, OSError("HTTP Error 404")), str):
+        while isinstance(page := self[url], str):  # KeyError: there is no such page
             url = page
-        if isinstance(page, Exception):
-            raise page
         reply = io.BytesIO(page)
-        reply.url, reply.length, reply.read1 = url, len(page), lambda n: self.send(reply.read(n))
+        reply.url, reply.length, reply.read1 = url, len(page or b""), bytes if page is None else reply.read
         return reply
-
-    def send(self, data: bytes) -> bytes:
-        self.sent += len(data)
-        return data
 
 
 @pytest.fixture(autouse=True)
 def web(monkeypatch: pytest.MonkeyPatch) -> Web:
     """No network, but a web with a tiny mnist at the second of its two mirrors; and a bound that is soon reached."""
-    pages = {f"{name}.gz": gzip.compress(idx(array)) for name, array in mnist().items()}
-    about = {"mirrors": "https://first/ https://good/", "classes": prepare.SETS["mnist"]["classes"]}
-    about |= {name: hashlib.sha256(data).hexdigest() for name, data in pages.items()}
+    pages = {f"{name}.gz": gzip.compress(data) for name, data in mnist().items()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in pages.items()}
+    about = {"mirrors": "https://first/ https://good/", "classes": prepare.SETS["mnist"]["classes"], **sums}
     monkeypatch.setitem(prepare.SETS, "mnist", about)
     monkeypatch.setattr(prepare, "urlopen", Web({f"https://good/{name}": data for name, data in pages.items()}))
     monkeypatch.setattr(prepare, "LARGEST", 2**20)
     return prepare.urlopen
+
+
+def write(folder: str, files: dict[str, bytes]) -> Path:
+    for file, data in files.items():
+        path = Path(folder, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return Path(folder)
 
 
 def load(*args: object, size: int = 8) -> tuple[np.ndarray, list[int] | None, list[str]]:
@@ -84,14 +86,13 @@ def load(*args: object, size: int = 8) -> tuple[np.ndarray, list[int] | None, li
         assert [path.name for path in Path("out").iterdir()] == ["images.npy"]
         return images, None, []
     labels, classes = np.load("out/labels.npy"), Path("out/classes.txt").read_text("utf-8").splitlines()
-    assert (labels.dtype, labels.shape) == (np.int64, images.shape[:1])
-    assert 0 <= labels.min() <= labels.max() < len(classes)
+    assert (labels.dtype, labels.shape, set(labels)) == (np.int64, images.shape[:1], {*range(len(classes))})
     return images, labels.tolist(), classes
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """refused(*args) asserts that prepare.py ends with the code, says one line, which it returns, and writes nothing."""
+    """refused(*args) asserts that prepare.py ends with the code and one line and writes nothing. Returns the line."""
 
     def check(*args: object, code: int = 2) -> str:
         before, _ = sorted(Path().rglob("*")), capsys.readouterr()
@@ -114,20 +115,21 @@ def idx(array: np.ndarray) -> bytes:
     return b"".join(n.to_bytes(4, "big") for n in (0x800 + array.ndim, *array.shape)) + array.tobytes()
 
 
-def mnist() -> dict[str, np.ndarray]:
-    """Noise in the shape of MNIST's four files: 12 images to train on and 5 to test."""
-    rng = np.random.default_rng(0)
-    images = [rng.integers(1, 256, (count, 28, 28), dtype=np.uint8) for count in (12, 5)]
-    labels = [np.arange(count, dtype=np.uint8) % 10 for count in (12, 5)]
-    return dict(zip(MNIST, (images[0], labels[0], images[1], labels[1]), strict=True))
+DIGITS = np.random.default_rng(0).integers(1, 256, (17, 28, 28), dtype=np.uint8)  # the last 5 are to test
+PHOTOS = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)  # the last 4 are to test
+NUMBERS = np.arange(24, dtype=np.uint8) % 10
 
 
-def cifar() -> tuple[np.ndarray, np.ndarray, dict[str, bytes]]:
-    """Noise in the shape of CIFAR-10: images and labels, of which the last 4 are to test, and the files, by name."""
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, 24, dtype=np.uint8)
-    records = np.concatenate([labels[:, None], images.reshape(24, -1)], axis=1)
-    return images, labels, {f: records[4 * i : 4 * i + 4].tobytes() for i, f in enumerate(prepare.CIFAR10_FILES)}
+def mnist(images: np.ndarray = DIGITS) -> dict[str, bytes]:
+    """MNIST's four files, with these images."""
+    arrays = images[:12], NUMBERS[: len(images[:12])], images[12:], NUMBERS[12 : len(images)]
+    return dict(zip(MNIST, map(idx, arrays), strict=True))
+
+
+def cifar() -> dict[str, bytes]:
+    """CIFAR-10's six files."""
+    records = np.concatenate([NUMBERS[:, None], PHOTOS.reshape(24, -1)], axis=1)
+    return {file: records[4 * i : 4 * i + 4].tobytes() for i, file in enumerate(prepare.CIFAR10_FILES)}
 
 
 def tar_of(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE, top: str = "cifar-10-batches-bin/") -> bytes:
@@ -142,67 +144,53 @@ def tar_of(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE, top: str = "c
     return out.getvalue()
 
 
-def put(name: str, files: dict[str, bytes], home: str = "data/downloads") -> None:
-    for file, data in files.items():
-        path = Path(home, name, file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["gzipped", "plain"])
 def test_idx_files_in_place_are_used_as_they_are(name: str, zipped: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    put(name, {f + ".gz" * zipped: gzip.compress(idx(a)) if zipped else idx(a) for f, a in mnist().items()}, "else")
-    train, train_labels, test, test_labels = mnist().values()
+    write(f"else/{name}", {f + ".gz" * zipped: gzip.compress(x) if zipped else x for f, x in mnist().items()})
     images, labels, classes = load(name, "--downloads", "else", size=32)
-    assert np.array_equal(images, np.pad(train[:, None], [(0, 0), (0, 0), (2, 2), (2, 2)]))  # a black border, no more
-    assert np.array_equal(np.load("out/test_images.npy")[:, 0, 2:30, 2:30], test)
-    assert labels == train_labels.tolist()
-    assert np.load("out/test_labels.npy").tolist() == test_labels.tolist()
+    assert np.array_equal(images[:, 0], np.pad(DIGITS[:12], [(0, 0), (2, 2), (2, 2)]))  # a black border, no more
+    assert np.array_equal(np.load("out/test_images.npy")[:, 0, 2:30, 2:30], DIGITS[12:])
+    assert labels + np.load("out/test_labels.npy").tolist() == NUMBERS[:17].tolist()
     assert classes == prepare.SETS[name]["classes"].split()
     said = capsys.readouterr().out.splitlines()
     assert said == ["out: 12 images, 1 x 32 x 32, 10 classes, 5 test images", "Train on it: python dcgan.py --data out"]
-    assert np.array_equal(load(name, "--downloads", "else", size=28)[0][:, 0], train)
+    assert np.array_equal(load(name, "--downloads", "else", size=28)[0][:, 0], DIGITS[:12])
     assert "python vanilla_gan.py --data out" in capsys.readouterr().out  # the others need a power of two
 
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_other_sizes_are_antialiased_resizes(size: int) -> None:
-    stripes = np.zeros((3, 28, 28), np.uint8)
+    stripes = np.zeros((17, 28, 28), np.uint8)
     stripes[0, :, ::2] = 255  # the finest there are: without antialiasing, some would vanish and some grow
-    stripes[1] = stripes[2, :, 14:] = 255
-    put("mnist", {file: idx(a) for file, a in zip(MNIST, (stripes, np.arange(3, dtype=np.uint8)) * 2, strict=True)})
-    images = load("mnist", size=size)[0][:, 0].astype(int)
-    assert (images[1] == 255).all()
-    assert (images[2, :, : size // 2 - 4] == 0).all()  # nothing wraps around at black or white
-    assert (images[2, :, size // 2 + 4 :] == 255).all()
-    assert size > 28 or abs(images[0, :, 2:-2] - 127).max() < 40
+    stripes[1:, :, 14:] = 255
+    write("data/downloads/mnist", mnist(stripes))
+    fine, halves, *_ = load("mnist", size=size)[0][:, 0].astype(int)
+    assert size > 28 or abs(fine[:, 2:-2] - 127).max() < 40
+    assert (halves[:, : size // 2 - 4] == 0).all()  # nothing wraps around at black or white
+    assert (halves[:, size // 2 + 4 :] == 255).all()
 
 
 @pytest.mark.parametrize("form", ["archive", "unpacked", "any/folder", "archive and a part unpacked"])
 def test_cifar10_in_place_is_used_as_it_is(form: str) -> None:
-    images, labels, files = cifar()
     if "archive" in form:
-        put("cifar10", {ARCHIVE: tar_of(files, top="../../")})  # where it would be unpacked to, if it were
-        put("cifar10", {BATCH: bytes(3073)} if "part" in form else {})
+        write(
+            "data/downloads/cifar10", {ARCHIVE: tar_of(cifar(), top="../../")}
+        )  # it is not unpacked, and nothing lost
+        write("data/downloads/cifar10", {BATCH: bytes(3073)} if "part" in form else {})
     else:
-        put("cifar10", {f"{form}/{file}": data for file, data in files.items()})
+        write(f"data/downloads/cifar10/{form}", cifar())
     before = sorted(Path().rglob("*"))
-    found, found_labels, classes = load("cifar10", size=32)
-    assert np.array_equal(found, images[:20])
-    assert np.array_equal(np.load("out/test_images.npy"), images[20:])
-    assert found_labels == labels[:20].tolist()
-    assert np.load("out/test_labels.npy").tolist() == labels[20:].tolist()
+    images, labels, classes = load("cifar10", size=32)
+    assert np.array_equal(np.concatenate([images, np.load("out/test_images.npy")]), PHOTOS)
+    assert labels + np.load("out/test_labels.npy").tolist() == NUMBERS.tolist()
     assert classes[:2] == ["airplane", "automobile"]
     assert sorted(path for path in Path().rglob("*") if path.parts[0] != "out") == before
     assert load("cifar10", size=16)[0].shape == (20, 3, 16, 16)
 
 
-def zeros(*shape: int) -> bytes:
-    return idx(np.zeros(shape, np.uint8))
-
-
-TRAIN, BATCHES = idx(mnist()[IMAGES]), cifar()[2]
+ZEROS = {n: idx(np.zeros((n, 28, 28), np.uint8)) for n in (0, 1400)}
+TRAIN = mnist()[IMAGES]
 BROKEN_SETS = {
     "images cut": {IMAGES: TRAIN[:-9]},
     "images and more": {IMAGES: TRAIN + b"more"},
@@ -210,43 +198,37 @@ BROKEN_SETS = {
     "gzip cut": {IMAGES: gzip.compress(TRAIN)[:-9]},
     "gzip with a wrong checksum": {IMAGES: gzip.compress(TRAIN)[:-8] + bytes(8)},
     "gzip with a wrong header": {IMAGES: b"\x1f\x8b" + bytes(99)},
-    "gzip that unpacks to too much": {IMAGES: gzip.compress(zeros(1400, 28, 28))},
-    "labels for images": {IMAGES: zeros(12)},
-    "fewer labels": {LABELS: zeros(11)},
+    "gzip that unpacks to too much": {IMAGES: gzip.compress(ZEROS[1400])},
+    "labels for images": {IMAGES: idx(NUMBERS[:12])},
+    "fewer labels": {LABELS: idx(NUMBERS[:11])},
     "label 10": {LABELS: idx(np.arange(12, dtype=np.uint8))},
-    "no images": {IMAGES: zeros(0, 28, 28), LABELS: zeros(0)},
-    "images of no size": {IMAGES: zeros(12, 0, 0)},
+    "no images": {IMAGES: ZEROS[0], LABELS: idx(NUMBERS[:0])},
     "sizes of 2**32 - 1": {IMAGES: b"\0\0\x08\x03" + b"\xff" * 12},
-    "test images of another size": {TEST_IMAGES: zeros(5, 32, 32)},
-    "test labels cut": {TEST_LABELS: zeros(5)[:-1]},
-    "archive cut": {ARCHIVE: tar_of(BATCHES)[:-999]},
-    "archive empty": {ARCHIVE: b""},
-    "not tar": {ARCHIVE: b"<html>403 Forbidden</html>"},
-    "a batch cut": {ARCHIVE: tar_of(BATCHES | {BATCH: bytes(3072)})},
-    "a batch with label 10": {ARCHIVE: tar_of(BATCHES | {BATCH: b"\x0a" + bytes(3072)})},
+    "test labels cut": {TEST_LABELS: idx(NUMBERS[:5])[:-1]},
+    "archive cut": {ARCHIVE: tar_of(cifar())[:-999]},
+    "a batch cut": {ARCHIVE: tar_of(cifar() | {BATCH: bytes(3072)})},
     "a batch lacks": {ARCHIVE: tar_of({BATCH: bytes(3073)})},
-    "all batches empty": {ARCHIVE: tar_of(dict.fromkeys(BATCHES, b""))},
-    "a link to a file outside": {ARCHIVE: tar_of(BATCHES | {BATCH: b""}, tarfile.SYMTYPE)},
-    "a batch with holes": {ARCHIVE: tar_of(BATCHES | {BATCH: bytes(512)}, tarfile.GNUTYPE_SPARSE)},
-    "archive that unpacks to too much": {ARCHIVE: tar_of(BATCHES | {BATCH: bytes(3073 * 500)})},
+    "all batches empty": {ARCHIVE: tar_of(dict.fromkeys(cifar(), b""))},
+    "a link to a file outside": {ARCHIVE: tar_of(cifar() | {BATCH: b""}, tarfile.SYMTYPE)},
+    "a batch with holes": {ARCHIVE: tar_of(cifar() | {BATCH: bytes(512)}, tarfile.GNUTYPE_SPARSE)},
+    "archive that unpacks to too much": {ARCHIVE: tar_of(cifar() | {BATCH: bytes(3073 * 500)})},
 }
 
 
 @pytest.mark.parametrize("damage", BROKEN_SETS)
 def test_a_broken_set_is_refused(damage: str, refused: Refused) -> None:
     name = "cifar10" if ARCHIVE in BROKEN_SETS[damage] else "mnist"
-    put(name, {file: idx(array) for file, array in mnist().items()} | BROKEN_SETS[damage])
+    write(f"data/downloads/{name}", mnist() | BROKEN_SETS[damage])
     assert f"error: {name}: " in refused(name)
 
 
-# ---------------------------------------------------------------------------------------------------------- download
-
 FIRST_MIRRORS = {
-    "is down": lambda page: ConnectionRefusedError("refused"),
     "sends something else": lambda page: gzip.compress(b"please log in"),
     "sends nothing": lambda page: b"",
     "is cut half way": lambda page: page[: len(page) // 2],
+    "never ends": lambda page: None,
     "leads to a page without https": lambda page: "http://unsafe/",
+    "leads nowhere": lambda page: "https://nowhere/",
 }
 
 
@@ -255,7 +237,7 @@ def test_the_second_mirror_serves_when_the_first(first: str, web: Web, capsys: p
     web |= {url.replace("good", "first"): FIRST_MIRRORS[first](page) for url, page in web.items()}
     web["http://unsafe/"] = b"anything"
     for _ in range(2):
-        assert np.array_equal(load("mnist", size=28)[0][:, 0], mnist()[IMAGES])
+        assert np.array_equal(load("mnist", size=28)[0][:, 0], DIGITS[:12])
         assert {path.name for path in Path("data/downloads/mnist").iterdir()} == {f"{name}.gz" for name in MNIST}
         assert "100%" in capsys.readouterr().err  # a progress bar
     assert web.asked == [f"https://{mirror}/{name}.gz" for name in MNIST for mirror in ("first", "good")]  # only once
@@ -271,34 +253,22 @@ def test_a_redirection_is_followed_but_not_from_https_to_http(web: Web, refused:
     assert "not https" in refused("mnist")
 
 
-def test_without_a_network_one_line_says_which_files_to_put_where(web: Web, refused: Refused) -> None:
+def test_only_missing_files_are_downloaded_or_named_if_there_is_no_network(web: Web, refused: Refused) -> None:
+    write("else/mnist", {name: data for name, data in mnist().items() if name != LABELS})
+    load("mnist", "--downloads", "else")
+    assert web.asked == [f"https://{mirror}/{LABELS}.gz" for mirror in ("first", "good")]
     web.clear()
     line = refused("mnist", "--downloads", "elsewhere")
     assert all(f"{name}.gz" in line for name in MNIST)
-    assert str(Path("elsewhere/mnist")) in line
+    assert f"into {Path('elsewhere/mnist')}" in line
 
 
-def test_only_a_missing_file_is_downloaded_and_nothing_larger_than_any_set(web: Web, refused: Refused) -> None:
-    put("mnist", {name: idx(array) for name, array in mnist().items() if name != LABELS})
-    load("mnist")
-    assert web.asked == [f"https://{mirror}/{LABELS}.gz" for mirror in ("first", "good")]
-    Path("data/downloads/mnist", f"{LABELS}.gz").unlink()
-    web[f"https://good/{LABELS}.gz"] = bytes(2**24)
-    assert "cannot download" in refused("mnist")
-    assert web.sent < 2**21
-
-
-def test_real_sets_have_two_https_mirrors_a_sha256_for_each_file_and_plain_names_of_classes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_real_sets_have_two_https_mirrors_checksums_and_plain_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the tiny mnist
-    assert sorted(prepare.SETS) == ["cifar10", "fashion-mnist", "mnist"]
-    for about in prepare.SETS.values():
-        mirrors, classes, *sums = about.values()
-        assert len(mirrors.split()) >= 2
-        assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in mirrors.split())
-        assert len(set(prepare.class_names([f"{name}/1.png" for name in classes.split()]))) == 10
-        assert all(len(bytes.fromhex(value)) == 32 for value in sums)
+    for mirrors, classes, *sums in map(dict.values, prepare.SETS.values()):
+        assert len([mirror for mirror in mirrors.split() if mirror[:8] == "https://" and mirror[-1] == "/"]) >= 2
+        assert len({*prepare.class_names([f"{name}/1.png" for name in classes.split()])}) == 10
+        assert {len(bytes.fromhex(value)) for value in sums} == {32}
 
 
 # --------------------------------------------------------------------------------------------------- folders and zips
@@ -325,11 +295,6 @@ def png_of(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(f">I{n + 4}sI", n, x, zlib.crc32(x)) for n, x in chunks)
 
 
-def write(folder: str, files: dict[str, bytes]) -> Path:
-    put("", files, folder)
-    return Path(folder)
-
-
 @PACKED
 def test_first_level_subfolders_are_the_classes(packed: bool) -> None:
     colours = {"zebras/1": RED, "Große Hunde 2.png/1": GREEN, "猫/grey/old/1": BLUE}
@@ -354,30 +319,24 @@ def test_a_class_without_a_plain_name_is_refused(name: str, refused: Refused) ->
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "I;16"])
-def test_grey_images_have_one_channel_and_keep_their_grey(mode: str) -> None:
+def test_grey_images_have_one_channel_unless_another_is_in_colour(mode: str) -> None:
     grey = {"1": 255, "LA": (120, 255), "RGB": (120, 120, 120), "I;16": 120 * 257}.get(mode, 120)
-    images = load(write("photos", {"1.png": encoded(mode=mode, colour=grey)}))[0]
-    assert np.array_equal(images, np.full((1, 1, 8, 8), 255 if mode == "1" else 120))
-
-
-@pytest.mark.parametrize("at", [0, 1, 7])
-def test_one_colour_image_among_grey_ones_makes_three_channels(at: int) -> None:
-    photos = make_images(Path("photos"), [""], 8, mode="L")
-    expected = np.repeat(load(photos)[0], 3, axis=1)
-    expected[at] = np.array([9, 9, 10])[:, None, None]
-    write("photos", {f"{at}.png": encoded(colour=(9, 9, 10))})
-    assert np.array_equal(load(photos)[0], expected)
+    write("photos", {f"{i}.png": encoded(mode=mode, colour=grey) for i in range(4)})
+    expected = np.full((4, 1, 8, 8), 255 if mode == "1" else 120)
+    assert np.array_equal(load("photos")[0], expected)
+    for at in (3, 0):
+        write("photos", {f"{at}.png": encoded(colour=(9, 9, 10))})
+        expected = np.repeat(expected[:, :1], 3, axis=1)
+        expected[[3, at]] = np.array([9, 9, 10])[:, None, None]
+        assert np.array_equal(load("photos")[0], expected)
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
-def test_the_centre_square_is_taken_shrunk_with_antialiasing_and_upright(
-    kind: str, orientation: int, turns: int
-) -> None:
-    pixels = np.zeros((128, 256, 3), np.uint8)
+def test_the_centre_square_is_taken_shrunk_antialiased_and_upright(kind: str, orientation: int, turns: int) -> None:
+    pixels, exif = np.zeros((128, 256, 3), np.uint8), Image.Exif()
     pixels[:, :64] = pixels[:, 192:] = RED  # to be cut off
     pixels[::2, 64:128:2] = pixels[1::2, 65:128:2] = 255  # the left half is grey from afar, the right half black
-    exif = Image.Exif()
     exif[0x0112] = orientation
     Path("photos").mkdir()
     Image.fromarray(np.ascontiguousarray(np.rot90(pixels, -turns))).save("photos/1.png", kind, exif=exif, quality=95)
@@ -435,11 +394,11 @@ def test_what_cannot_be_read_is_left_out_and_named(packed: bool, capsys: pytest.
 
 
 @PACKED
-@pytest.mark.parametrize("files", [{}, {"notes.txt": b""}, {"1.png": b"text"}], ids=["nothing", "no image", "broken"])
-def test_a_set_without_a_readable_image_is_refused(files: dict[str, bytes], packed: bool, refused: Refused) -> None:
-    Path("photos").mkdir()
-    photos = write("photos", files)
-    assert "[CLASS/]NAME.png" in refused(zip_of(photos) if packed else photos)
+def test_a_set_without_a_readable_image_is_refused(packed: bool, refused: Refused) -> None:
+    for files in ({}, {"notes.txt": b"text"}, {"1.png": b"text"}):
+        photos = write("photos", files)
+        photos.mkdir(exist_ok=True)
+        assert "[CLASS/]NAME.png" in refused(zip_of(photos) if packed else photos)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -448,7 +407,7 @@ def test_links_in_a_circle_end_and_pipes_are_not_waited_for(refused: Refused) ->
     Path("photos/cats/again").symlink_to(Path("photos").resolve(), target_is_directory=True)
     for link in ("loop", "photos/cats/itself.png"):
         Path(link).symlink_to(Path(link).name)
-    put("cifar10", {"notes.txt": b""})
+    write("data/downloads/cifar10", {"notes.txt": b""})
     for pipe in ("pipe", "photos/pipe.png", f"data/downloads/cifar10/{ARCHIVE}"):
         os.mkfifo(pipe)
     assert len(load("photos")[0]) == 16
@@ -456,9 +415,7 @@ def test_links_in_a_circle_end_and_pipes_are_not_waited_for(refused: Refused) ->
     assert "cannot download" in refused("cifar10")
 
 
-def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(
-    capsys: pytest.CaptureFixture[str], refused: Refused
-) -> None:
+def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["../up/1.png", "/top/2.png", "a/../../3.png", "a//4.png", "b\\..\\5.png", "b/6.png", "b/6.png"]
     with warnings.catch_warnings(), zipfile.ZipFile("odd.zip", "w") as archive:
         warnings.simplefilter("ignore")  # of the name that comes twice
@@ -472,19 +429,14 @@ def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(
     assert len(load("odd.zip")[0]) == 4
     assert "3 unreadable images: 'bomb.png', 'flipped.png', 'locked.png'" in capsys.readouterr().err
     assert {path.name for path in Path().iterdir()} == {"odd.zip", "out"}
-    with zipfile.ZipFile("lzma.zip", "w", zipfile.ZIP_LZMA) as archive:  # could unpack without a bound
-        archive.writestr("1.png", encoded())
-    assert "compression" in refused("lzma.zip")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_large_sets_and_bombs_take_little_memory() -> None:
     """In a process of its own with a bound of 16 MB: 96 MB of pixels and bombs of 128 MB and more, within 100 MB."""
     write("photos", {"bomb.png": png_of(50_000, 50_000, bytes(2**27))} | {f"{i}.png": encoded() for i in range(500)})
-    with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("1.png", encoded())
-        archive.writestr("bomb.png", bytes(2**27))
-    put("mnist", {IMAGES: gzip.compress(TRAIN + bytes(2**27))} | {name: zeros(12) for name in MNIST[1:]})
+    zip_of(write("bomb", {"1.png": encoded(), "bomb.png": bytes(2**27)}))
+    write("data/downloads/mnist", mnist() | {IMAGES: gzip.compress(TRAIN + bytes(2**27))})
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare; prepare.LARGEST = 2**24\n"
     code += "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024\n"
     code += "before = peak()\ntry:\n for source in 'photos', 'bomb.zip', 'mnist':\n"
@@ -511,12 +463,15 @@ def test_the_output_is_in_data_and_named_after_the_source_and_the_size(capsys: p
         shutil.rmtree("data")
 
 
-def test_bad_usage_is_refused_and_help_shows_an_example_of_each_kind(
-    refused: Refused, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_usage_is_refused_in_one_line(refused: Refused) -> None:
     write("", {"text.zip": b"text"})
-    for args in ([], ["nothing"], ["text.zip"], ["mnist", "--image-size", "7"], ["mnist", "--nonsense"]):
-        refused(*args)
+    with zipfile.ZipFile("lzma.zip", "w", zipfile.ZIP_LZMA) as archive:  # could unpack without a bound
+        archive.writestr("1.png", encoded())
+    for args in ("", "nothing", "text.zip", "lzma.zip", "mnist --image-size 7", "mnist --nonsense"):
+        refused(*args.split())
+
+
+def test_help_shows_an_example_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
     said = capsys.readouterr().out
@@ -538,7 +493,7 @@ def test_an_output_is_replaced_with_force_only_and_only_when_the_new_one_is_read
     assert all("nothing else" in refused("others", "--force", "--out", out) for out in ("out", "out/my notes"))
 
 
-def test_what_cannot_be_written_is_exit_1(web: Web, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_is_exit_1(refused: Refused) -> None:
     resource = pytest.importorskip("resource")
     photos, limits = make_images(Path("photos")), resource.getrlimit(resource.RLIMIT_FSIZE)
     assert "cannot write" in refused("photos", "--out", photos / "cats/0.png/x", code=1)
@@ -605,22 +560,19 @@ def mutate_png(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage(source: str, rng: random.Random) -> None:
-    """Writes a damaged set."""
-    pack = rng.choice([lambda data: data, gzip.compress, lambda data: mutate(gzip.compress(data), rng)])
+    """Writes a damaged set: files of a standard set, images, or a .zip of images."""
+    name, files = rng.choice(MNIST), {}
     if source == "mnist":
-        put("mnist", {name: idx(array) for name, array in mnist().items()})
-        put("mnist", {name: pack(mutate(idx(array), rng)) for name, array in rng.sample([*mnist().items()], 1)})
+        files = mnist() | {name: rng.choice([mutate, lambda x, rng: gzip.compress(mutate(x, rng))])(mnist()[name], rng)}
     elif source == "cifar10":
-        tar = gzip.decompress(tar_of(dict.fromkeys(BATCHES, bytes(3073))))
-        put("cifar10", {ARCHIVE: pack(rng.choice([mutate, mutate_tar])(tar, rng))})
-    else:
-        make_images(Path("photos"), per_class=1)
-        files = [(name, data) for name, data in ODD.items() for _ in range(2)]
-        files = {
-            f"{i}{n}": (mutate_png if n[-3:] == "png" and i % 2 else mutate)(x, rng) for i, (n, x) in enumerate(files)
-        }
-        zip_of(write("photos", files if source == "photos" else {}))
-        write("", {"photos.zip": mutate(Path("photos.zip").read_bytes(), rng)})
+        tar = rng.choice([mutate, mutate_tar])(gzip.decompress(tar_of(dict.fromkeys(cifar(), bytes(3073)))), rng)
+        files = {ARCHIVE: rng.choice([tar, gzip.compress(tar), mutate(gzip.compress(tar), rng)])}
+    elif source == "photos":
+        for i, (name, data) in enumerate(2 * [*ODD.items()]):
+            files[f"{i}{name}"] = (mutate_png if "png" in name and i % 2 else mutate)(data, rng)
+    write("photos" if source == "photos" else f"data/downloads/{source}", files)
+    data = zip_of(make_images(Path("photos"), per_class=1)).read_bytes()
+    write("", {"photos.zip": mutate(data, rng)})
 
 
 @pytest.mark.parametrize("source", ["mnist", "cifar10", "photos", "photos.zip"])
