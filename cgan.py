@@ -13,7 +13,7 @@ Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014, http
     python cgan.py --resume                             go on with the newest run
     python cgan.py --resume runs/cgan-1 --generate 64   64 new images, into runs/cgan-1/generated (--label 7: sevens)
 
-Expect on two CPU cores, --data mnist --batch-size 64 --amp: 3 minutes an epoch, every row its class after one.
+Expect on two CPU cores, --data data/mnist-32 --batch-size 64 --amp: 3 minutes an epoch, every row its class after one.
 
 Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label enters as a one-hot
 vector beside z in G and as one-hot planes beside the image in D.
@@ -183,7 +183,7 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
             raise ValueError("images must be uint8 (N, 1 or 3, S, S), labels the class of each; cgan.py needs them")
     except (OSError, ValueError, EOFError) as error:
-        fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
+        fail(f"--data {folder}: {error}; to make it: python prepare.py {folder.name.removesuffix('-32')}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
 
 
@@ -357,7 +357,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     add("--generate", type=int, metavar="N", help="with --resume: write N images to RUN/generated and stop")
     add_options(parser)
     args, checkpoint = parser.parse_args(argv), {}
-    newest = max(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime, default=Path("runs", "none"))
+    newest = max(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime, default=Path("runs/*/none"))
     path = Path(args.resume or args.out or newest.parent, "checkpoint.pt")
     if args.resume != "" and args.out and Path(args.out, "checkpoint.pt").exists():
         fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
@@ -379,7 +379,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     if args.batch_size % WORLD_SIZE:
         fail(f"--batch-size {args.batch_size} is not split evenly by {WORLD_SIZE} processes")
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        fail("--cuda: PyTorch sees no GPU for this process; without --cuda it runs on the CPU")
+        fail("--cuda: PyTorch sees no GPU for this process; --no-cuda runs on the CPU")
     args.out = args.out or next(run for k in range(1, 10**6) if not Path(run := f"runs/{SCRIPT}-{k}").exists())
     return args, checkpoint
 

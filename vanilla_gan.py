@@ -14,10 +14,10 @@ Bengio: Generative Adversarial Nets, NeurIPS 2014, https://arxiv.org/abs/1406.26
     python vanilla_gan.py --resume                                    go on with the newest run
     python vanilla_gan.py --resume runs/vanilla_gan-1 --generate 64   64 new images, into its folder generated
 
-Expect on two CPU cores, --data mnist --amp: half a minute an epoch, digits after 3, clean ones after 20 to 50.
+Expect on two CPU cores, --data data/mnist-28 --amp: half a minute an epoch, digits after 3, clean ones after 20 to 50.
 
 Differs from the paper: BatchNorm in G; LeakyReLU instead of maxout and less dropout in D; tanh instead of sigmoid at
-the end of G (images in [-1, 1]); Adam instead of SGD with momentum, but with learning rates that fall, as the authors'.
+the end of G (images in [-1, 1]); Adam instead of SGD with momentum and a falling learning rate.
 """
 
 import copy
@@ -169,7 +169,7 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
             raise ValueError("images must be uint8 (N, 1 or 3, S, S), labels the class of each; cgan.py needs them")
     except (OSError, ValueError, EOFError) as error:
-        fail(f"--data {folder}: {error}; to make such a folder: python prepare.py {folder.name}")
+        fail(f"--data {folder}: {error}; to make it: python prepare.py {folder.name.removesuffix('-32')}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
 
 
@@ -343,7 +343,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     add("--generate", type=int, metavar="N", help="with --resume: write N images to RUN/generated and stop")
     add_options(parser)
     args, checkpoint = parser.parse_args(argv), {}
-    newest = max(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime, default=Path("runs", "none"))
+    newest = max(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime, default=Path("runs/*/none"))
     path = Path(args.resume or args.out or newest.parent, "checkpoint.pt")
     if args.resume != "" and args.out and Path(args.out, "checkpoint.pt").exists():
         fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
@@ -365,7 +365,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     if args.batch_size % WORLD_SIZE:
         fail(f"--batch-size {args.batch_size} is not split evenly by {WORLD_SIZE} processes")
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        fail("--cuda: PyTorch sees no GPU for this process; without --cuda it runs on the CPU")
+        fail("--cuda: PyTorch sees no GPU for this process; --no-cuda runs on the CPU")
     args.out = args.out or next(run for k in range(1, 10**6) if not Path(run := f"runs/{SCRIPT}-{k}").exists())
     return args, checkpoint
 
