@@ -12,18 +12,15 @@
     python evaluate.py fid RUN              the commands that compute FID, with torch-fidelity or clean-fid
 
 A RUN is a folder that one of the five scripts has written; they must lie beside this file, whose parts are theirs.
-Samples come from the average of G's weights, as those in RUN/samples do. docs/evaluate.md says how each figure is made
-and how to read it.
+Samples are drawn by the average of G's weights. docs/evaluate.md says how each figure is made and how to read it.
 """
 
 import contextlib
 import csv
 import hashlib
 import importlib.util
-import itertools
 import json
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -40,7 +37,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
-Labelled = tuple[Tensor, Tensor]  # images uint8 (N, C, S, S) and labels (N,)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -50,25 +46,22 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 class Run(NamedTuple):
-    """A trained run: its folder, the script that made it, as a module, its arguments and its checkpoint."""
+    """A trained run; script is the module that made it, args are its arguments."""
 
     folder: Path
     script: ModuleType
     args: Namespace
     checkpoint: dict
+    device: str
 
-    @property
-    def device(self) -> str:
-        return "cuda" if self.args.cuda else "cpu"
-
-    def load_images(self) -> Labelled:
-        """All images that the run was trained on."""
+    def load_images(self) -> tuple[Tensor, Tensor]:
+        """All images that the run was trained on, uint8 (N, C, S, S), and their labels (N,)."""
         images, labels, classes = self.script.load_data(self.args)
         if (*images.shape[1:3], classes) != (self.args.channels, self.args.image_size, self.args.classes):
             fail(f"--data {self.args.data} has changed since {self.folder}: other sizes, channels or classes")
         return images, labels
 
-    def load_data(self) -> tuple[Labelled, Labelled, str]:
+    def load_data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], str]:
         """The images of the run, images held out, and what those are: test images, if there are some, else a sixth."""
         images, labels = self.load_images()
         path = Path(self.args.data, "test_images.npy")
@@ -102,8 +95,7 @@ class Run(NamedTuple):
         """Batches of samples and the labels (n,) asked of cgan, all classes in turn."""
         generator, rng = self.load_generator(trained), torch.Generator().manual_seed(self.args.seed)
         labels = torch.arange(count) % max(1, len(self.args.classes))
-        name = f"{'samples of' if trained else 'untrained'} {self.folder}"
-        for part in tqdm(labels.split(100), name, unit="batch", leave=False):
+        for part in tqdm(labels.split(100), f"samples of {self.folder}", unit="batch", leave=False):
             yield self.sample(generator, torch.randn(len(part), self.args.latent_dim, generator=rng), part), part
 
 
@@ -126,7 +118,7 @@ def load_run(folder: str, options: Namespace) -> Run:
     args.cuda, args.data = vars(options).get("cuda", False), vars(options).get("data") or args.data
     if args.cuda and not torch.cuda.is_available():
         fail("--cuda: PyTorch sees no GPU; without --cuda it runs on the CPU")
-    return Run(Path(folder), script, args, checkpoint)
+    return Run(Path(folder), script, args, checkpoint, "cuda" if args.cuda else "cpu")
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -134,14 +126,10 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.mul(127.5).add(128).clamp(0, 255).byte()
 
 
-# ------------------------------------------------------------------------------------------------------------ parzen
-
-
 def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int = 100) -> Tensor:
-    """log p(x), float64 (len(sigmas), N), where p is the mean of Gaussians N(sample, sigma^2 I).
+    """log p(x) (len(sigmas), N), where p is the mean of Gaussians N(sample, sigma^2 I), in blocks of chunk x M numbers.
 
-    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels. Beside them it needs
-    memory for a few blocks of chunk x M numbers.
+    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels.
     """
     (count, dims), norms, found = samples.shape, samples.square().sum(1), []
     for part in tqdm(x.split(chunk), "log-likelihood", unit="chunk", leave=False):
@@ -154,9 +142,8 @@ def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int =
 def parzen(options: Namespace) -> None:
     """Log-likelihood of the test images under Gaussians around samples (Goodfellow et al. 2014, Table 1).
 
-    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py): pixels in [0, 1], sigma from 0.1
-    to 1, the best for 1,000 images from the last sixth of the training set (MNIST: 50,000 to 50,999). Other than
-    there, the GAN has seen these images, and sigma is the best of 55, not of 10, which is worth a few nats.
+    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py) pixels count from 0 to 1, and sigma
+    is the best for 1,000 images of the last sixth of the training set; but of 55 values, and our GAN has seen those.
     """
     run = load_run(options.run, options)
     (train, _), (test, _), name = run.load_data()
@@ -187,56 +174,35 @@ def parzen(options: Namespace) -> None:
         print(f"{name:{width}}{len(samples):9,}{sigma:8.3f}{ll.mean().item():10.1f} ± {error:.1f}", flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- score
+def new_classifier(channels: int, classes: int) -> nn.Sequential:
+    """Maps images (N, channels, 32, 32) in [-1, 1] to features (N, 128) and these, by its last layer, to logits."""
+    layers = []
+    for i, o in ((channels, 32), (32, 64), (64, 128)):  # to 16x16, 8x8, 4x4
+        layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes))
 
 
-class Classifier(nn.Module):
-    """Maps images uint8 (N, channels, 32, 32) to features (N, 128) and logits (N, classes)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        layers, widths = [], [channels, 32, 64, 128]  # at 16x16, 8x8, 4x4
-        for i, o in itertools.pairwise(widths):
-            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 128), nn.ReLU())
-        self.last = nn.Linear(128, classes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.features(images / 127.5 - 1)
-        return features, self.last(features)
-
-
-def train_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> Classifier:
-    """Trains a classifier on images uint8 (N, C, 32, 32) and labels (N,): 1,500 batches of 128 or 20 epochs."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        classifier = Classifier(images.shape[1], classes).to(device).train()
-    optimizer, rng = torch.optim.Adam(classifier.parameters()), torch.Generator().manual_seed(0)
-    steps = min(1500, 20 * math.ceil(len(images) / 128))
-    for step in tqdm(range(steps), "training the classifier", unit="step", leave=False):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
-        part = torch.randint(len(images), (128,), generator=rng)
-        loss = F.cross_entropy(classifier(images[part].to(device))[1], labels[part].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return classifier
-
-
-def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> Classifier:
-    """The classifier of these images, from data/cache, where it is put once it is trained."""
+def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> nn.Sequential:
+    """A classifier trained on images uint8 (N, C, 32, 32) and labels (N,), from data/cache, where it is put then."""
     key = hashlib.sha256(Path(__file__).read_bytes())
     for part in (*images.split(10_000), labels):
         key.update(part.contiguous().numpy())
-    path = Path("data/cache", f"classifier-{key.hexdigest()[:16]}.pt")
-    classifier = Classifier(images.shape[1], classes).to(device)
-    try:
+    path, rng = Path("data/cache", f"classifier-{key.hexdigest()[:16]}.pt"), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    classifier = new_classifier(images.shape[1], classes).to(device)
+    with contextlib.suppress(Exception):  # torch.load raises all kinds on a broken file; it is made anew
         classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-    except Exception:  # torch.load raises all kinds on a broken file; it is made anew
-        classifier, part = train_classifier(images, labels, classes, device), path.with_suffix(f".{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(classifier.state_dict(), part)
-        part.replace(path)  # never half a file there
+        return classifier.eval()
+    optimizer, steps = torch.optim.Adam(classifier.parameters()), min(1500, 20 * math.ceil(len(images) / 128))
+    for step in tqdm(range(steps), "training the classifier", unit="step", leave=False):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+        part = torch.randint(len(images), (128,), generator=rng)
+        loss = F.cross_entropy(classifier(images[part].to(device) / 127.5 - 1), labels[part].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(classifier.state_dict(), path)
     return classifier.eval()
 
 
@@ -248,11 +214,11 @@ def to_32(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features, float64 (N, 128), and the classes that are read (N,)."""
+def classify(classifier: nn.Sequential, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features, float64 (N, 128), of images uint8 (N, C, 32, 32), and the classes that are read (N,)."""
     device = next(classifier.parameters()).device
-    found = [classifier(part.to(device)) for part in images.split(500)]
-    return torch.cat([f for f, _ in found]).double().cpu(), torch.cat([logits for _, logits in found]).argmax(1).cpu()
+    features = torch.cat([classifier[:-1](part.to(device) / 127.5 - 1) for part in images.split(500)])
+    return features.double().cpu(), classifier[-1](features).argmax(1).cpu()
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
@@ -268,9 +234,9 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def nearest(x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22) -> tuple[Tensor, Tensor]:
-    """The k nearest of train (M, ...) to each of x (N, ...), all uint8: Euclidean distances (N, k) and indices (N, k).
+    """Distances (N, k) and indices (N, k) of the k nearest of train (M, ...) to each of x (N, ...), all uint8.
 
-    Pixels count from 0 to 1. Takes train in chunks of so many pixels.
+    Euclidean, pixels count from 0 to 1. Takes train in chunks of so many pixels.
     """
     flat = x.flatten(1).to(device).float() / 255
     best, index = flat.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long, device=device)
@@ -281,9 +247,8 @@ def nearest(x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22) -
         near, where = squares.topk(min(k, len(part)), dim=1, largest=False)
         best, order = torch.cat([best, near], 1).topk(k, dim=1, largest=False)
         index = torch.cat([index, where + start], 1).gather(1, order)
-    index = index.cpu()
-    exact = [torch.linalg.vector_norm((x.float() - train[i].float()).flatten(1) / 255, dim=1) for i in index.T]
-    return torch.stack(exact, 1), index
+    exact = [torch.linalg.vector_norm((x.float() - train[i].float()).flatten(1) / 255, dim=1) for i in index.cpu().T]
+    return torch.stack(exact, 1), index.cpu()
 
 
 def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -361,9 +326,6 @@ def score(options: Namespace) -> None:
         Path(options.json).write_text(text + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
 def neighbours(options: Namespace) -> None:
     """Sixteen samples, below each its three nearest training images, as RUN/neighbours.png."""
     run = load_run(options.run, options)
@@ -390,14 +352,11 @@ def interpolate(options: Namespace) -> None:
         columns = [generator.layers(x.to(run.device)) for x in inputs]
         tiles = torch.cat([tiles, torch.stack(columns, dim=1).flatten(0, 1)])
     run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
-    below = "; below from one class to the next" if conditional else ""
-    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight from one point to another{below}")
+    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight; below, in cgan, from one class to the next")
 
 
 def curves(options: Namespace) -> None:
-    """The columns of metrics.csv over the steps, one panel each, as RUN/curves.png; several runs overlaid, as --out."""
-    if len(options.runs) > 1 and not options.out:
-        fail("several runs need --out FILE.png")
+    """The columns of metrics.csv over the steps, one panel each, as RUN/curves.png; several runs overlaid."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -440,17 +399,13 @@ def fid(options: Namespace) -> None:
     for i in tqdm(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist(), str(real)):
         run.script.to_picture(images[i : i + 1].float() / 127.5 - 1).save(real / f"{i:06d}.png")
     a, b, folder = (shlex.quote(str(path)) for path in (generated, real, run.folder))
-    gpu = torch.cuda.is_available()
-    where = "" if gpu else ', device=device("cpu")'
+    where, device = ("--gpu 0", "") if torch.cuda.is_available() else ("--cpu", ', device=device("cpu")')
+    imports = "from sys import argv; from torch import device; from cleanfid.fid import compute_fid"
     print(f"python {run.script.__name__}.py --resume {folder} --generate {count}")
     print("# then with torch-fidelity (pip install torch-fidelity)")
-    print(f"fidelity {'--gpu 0' if gpu else '--cpu'} --fid --samples-find-deep --input1 {a} --input2 {b}")
+    print(f"fidelity {where} --fid --samples-find-deep --input1 {a} --input2 {b}")
     print("# or with clean-fid (pip install clean-fid)")
-    imports = "from sys import argv; from torch import device; from cleanfid.fid import compute_fid"
-    print(f"python -c '{imports}; print(compute_fid(*argv[1:]{where}))' {a} {b}")
-
-
-# ------------------------------------------------------------------------------------------------------ command line
+    print(f"python -c '{imports}; print(compute_fid(*argv[1:]{device}))' {a} {b}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -463,10 +418,8 @@ def main(argv: list[str] | None = None) -> int:
         command.error = fail
         command.set_defaults(function=function)
         add = command.add_argument
-        if name in ("score", "curves"):
-            add("runs", nargs="+", metavar="RUN", help="folder of a run")
-        else:
-            add("run", metavar="RUN", help="folder of the run")
+        many = name in ("score", "curves")
+        add("runs" if many else "run", nargs="+" if many else None, metavar="RUN", help="folder of a run")
         if name in ("score", "parzen", "fid"):
             add("--samples", type=int, default=10_000, metavar="N", help="number of images (%(default)s)")
         if name in ("score", "parzen", "neighbours", "fid"):
@@ -478,7 +431,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "parzen":
             add("--sigma", type=float, metavar="X", help="width of the Gaussians (the best of 55)")
         if name == "curves":
-            add("--out", metavar="FILE", help="the picture (RUN/curves.png)")
+            add("--out", metavar="FILE", help="the picture (curves.png in the first RUN)")
     options = parser.parse_args(argv)
     if not 2 <= vars(options).get("samples", 2) <= 1_000_000:
         fail(f"--samples {options.samples} is not between 2 and 1,000,000")
@@ -488,9 +441,7 @@ def main(argv: list[str] | None = None) -> int:
         options.function(options)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except (OSError, MemoryError, RuntimeError) as error:  # disk full, folder gone, out of memory
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a folder without permission
         fail(str(error).partition("\n")[0], 1)
     return 0
 

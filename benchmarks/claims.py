@@ -1,14 +1,16 @@
 """What the papers claim, tried at a small scale: docs/results.md shows what came out.
 
-    python benchmarks/claims.py dcgan --data mnist       DCGAN's guidelines left out one by one
-    python benchmarks/claims.py wgan --data mnist        does the loss follow the images; a G without BatchNorm
-    python benchmarks/claims.py wgan_gp --data mnist     the penalty against clipping: weights, gradients, settings
-    python benchmarks/claims.py vanilla --data mnist     the minimax loss against the non-saturating one
-    python benchmarks/claims.py cgan --data mnist        is it the digit that was asked for
+    python prepare.py mnist --image-size 16                      data/mnist-16; without --data: glyphs of this size
+    python benchmarks/claims.py dcgan --data data/mnist-16       DCGAN's guidelines left out one by one
+    python benchmarks/claims.py wgan --data data/mnist-16        does the loss follow the images; a G without BatchNorm
+    python benchmarks/claims.py wgan_gp --data data/mnist-16     the penalty against clipping: weights, gradients
+    python benchmarks/claims.py vanilla --data data/mnist-16     the minimax loss against the non-saturating one
+    python benchmarks/claims.py cgan --data data/mnist-16        is it the digit that was asked for
 
 Each trains small variants through the scripts' own main, with its options, and prints means over the seeds with the
-range in brackets. A run and its scores (scores.json) stay in a folder of --out: a command that was interrupted goes on,
-and one that has finished draws its table and picture again at once. Needs matplotlib.
+range in brackets. G's weights are not averaged (--ema 0), as in the papers. A run and its scores (scores.json) stay in
+a folder of --out: a command that was interrupted goes on, and one that has finished draws its table and picture again
+at once. Needs matplotlib.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import io
 import itertools
 import json
 import math
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -36,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dcgan as dcgan_script
 import evaluate
 
-LOAD_DATA = dcgan_script.load_data
 WIDTH = 32  # features of the convolutional networks at half the side; the scripts' is 64
 Layers = list[nn.Module]
 Edit = Callable[[Layers], Layers]
@@ -111,14 +114,13 @@ VARIANTS: dict[str, tuple[Edit, Edit]] = {  # of G and of D
 
 
 def changed(kind: type[nn.Module], edit: Edit) -> type[nn.Module]:
-    """The class of a convolutional network, narrower and with other layers; its name is that in the checkpoint."""
+    """The class of a convolutional network, narrower and with other layers."""
 
     class Changed(kind):
         def __init__(self, *sizes: int) -> None:
             super().__init__(*sizes, width=WIDTH)
             self.layers = nn.Sequential(*edit(list(self.layers)))
 
-    Changed.__name__ = kind.__name__
     return Changed
 
 
@@ -127,42 +129,42 @@ def variant(script: ModuleType, name: str) -> Iterator[None]:
     """The script with the networks of a variant. vanilla_gan has none."""
     other = "Critic" if hasattr(script, "Critic") else "Discriminator"
     edits = dict(zip(("Generator", other), VARIANTS[name], strict=True))
-    changes = {"load_data": lambda args: load_data(args.data, args.data_dir, args.image_size)}
+    changes = {}
     if script.__name__ != "vanilla_gan":
-        changes |= {kind: changed(getattr(script, kind), edit) for kind, edit in edits.items()}
+        changes = {kind: changed(getattr(script, kind), edit) for kind, edit in edits.items()}
     if name == "beta1 0.9":
         changes["build"] = functools.partial(momentum, script.build)
     if name == "PyTorch's init":
         changes["init_weights"] = lambda module: None
-    with patch.multiple(script, **changes):
+    with patch.multiple(script, **changes) if changes else contextlib.nullcontext():
         yield
 
 
 # ------------------------------------------------------------------------------------------------- training, scoring
 
 
-@functools.cache
-def load_data(data: str, data_dir: str, size: int) -> tuple[Tensor, Tensor, list[str]]:
-    """The scripts' load_data, read once."""
-    found = LOAD_DATA(Namespace(data=data, data_dir=data_dir, image_size=size, batch_size=2))
-    found[2] or sys.exit(f"claims.py: error: --data {data} has no classes to judge by")
-    return found
+def glyphs(folder: Path) -> Path:
+    """A folder of arrays: glyphs of 16 x 16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = dcgan_script.glyphs(size=16)
+    np.save(folder / "images.npy", images.numpy())
+    np.save(folder / "labels.npy", labels.numpy())
+    (folder / "classes.txt").write_text("\n".join("0123456789"))
+    return folder
 
 
 @functools.cache
-def load_judge(data: str, data_dir: str, size: int) -> tuple[evaluate.Judge, Tensor]:
+def load_judge(data: str) -> tuple[evaluate.Judge, Tensor]:
     """What evaluate.py compares with, made of the first 10,000 images, and the last 2,000, real ones to judge."""
-    images, labels, classes = load_data(data, data_dir, size)
-    args = Namespace(classes=classes, data_dir=data_dir, cuda=False)
-    script = importlib.import_module("dcgan")
-    first = evaluate.Data(images[:10_000], labels[:10_000], images[10_000:], labels[10_000:], "")
-    judge = evaluate.Judge(evaluate.Run(Path(), script, args, {}), first)
-    return judge, evaluate.to_32(images[-2000:])
+    images, labels, classes = dcgan_script.load_data(Namespace(data=data))
+    if not classes:
+        sys.exit(f"claims.py: error: --data {data} has no classes to judge by")
+    return evaluate.Judge(images[:10_000], labels[:10_000], len(classes), "cpu"), evaluate.to_32(images[-2000:])
 
 
 def figures(options: Namespace, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
     """evaluate.py's figures of images uint8 (N, C, 32, 32); with the labels (N,) asked for the accuracy too."""
-    judge, _ = load_judge(options.data, options.data_dir, options.image_size)
+    judge, _ = load_judge(options.data)
     features, read = evaluate.classify(judge.classifier, images)
     share = read.bincount(minlength=judge.classes) / len(read)
     diversity = (evaluate.spread(images, read, judge.classes) / judge.spread).nanmean().item()
@@ -173,17 +175,18 @@ def figures(options: Namespace, images: Tensor, labels: Tensor | None = None) ->
 
 def score(script: ModuleType, folder: Path, options: Namespace) -> dict[str, float]:
     """The figures of --samples images, the last row of metrics.csv and sizes of gradients."""
-    args, checkpoint = script.parse_args(["--resume", str(folder), "--generate", "1"])
-    (generator, other), _ = script.load_networks(args, checkpoint)
+    args, checkpoint = script.parse_args(["--resume", str(folder)])
+    networks, _ = script.load_networks(args, checkpoint)
+    generator, other, _ = networks.eval().values()  # the third is the average, here the same as G
+    run = evaluate.Run(folder, script, args, checkpoint, "cpu")
     labels, rng = torch.arange(options.samples) % len(args.classes), torch.Generator().manual_seed(1)
     z = torch.randn(options.samples, args.latent_dim, generator=rng)
-    images = torch.cat(
-        [script.sample(generator, *part, args) for part in zip(z.split(100), labels.split(100), strict=True)]
-    )
+    with torch.no_grad():
+        batches = zip(z.split(100), labels.split(100), strict=True)
+        images = torch.cat([run.sample(generator, *batch) for batch in batches])
     found = figures(options, evaluate.to_32(evaluate.to_bytes(images)), labels if "label" in args else None)
     with (folder / "metrics.csv").open(newline="") as file:
         found |= {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
-    generator, other = generator.eval(), other.eval()
     if hasattr(script, "Critic"):  # the norm to which the penalty pulls, and the weights
         real = script.load_data(args)[0][:100] / 127.5 - 1
         count = min(len(real), len(images))
@@ -205,12 +208,12 @@ def measure(
     script, folders, rows = importlib.import_module(name), [], []
     for seed in range(options.seeds):
         folder = Path(options.out, f"{name} {kind} {extra} {options.steps}x{len(points)} {seed}".replace(" ", "_"))
-        typed = ["--data", options.data, "--data-dir", options.data_dir, "--image-size", str(options.image_size)]
-        typed += ["--batch-size", str(options.batch_size), "--log-every", str(max(1, options.steps // 20))]
-        typed += ["--seed", str(seed), "--out", str(folder), "--amp", *extra.split()]
+        typed = ["--data", options.data, "--batch-size", str(options.batch_size), "--ema", "0", "--amp"]
+        typed += ["--log-every", str(max(1, options.steps // 20))]
+        typed += ["--seed", str(seed), "--out", str(folder), *extra.split()]
         if (config := folder / "config.json").exists():
             was = json.loads(config.read_text())
-            if (was["image_size"], was["batch_size"]) != (options.image_size, options.batch_size):
+            if (was["data"], was["batch_size"]) != (options.data, options.batch_size):
                 sys.exit(f"claims.py: error: {folder} was made with other options; give another --out")
         file, found = folder / "scores.json", {}
         if file.exists():
@@ -220,7 +223,7 @@ def measure(
                 continue
             print(f"{folder.name}, {step} steps", file=sys.stderr, flush=True)
             if (folder / "checkpoint.pt").exists():
-                typed = ["--resume", str(folder), "--data-dir", options.data_dir]
+                typed = ["--resume", str(folder)]
             with variant(script, kind), contextlib.redirect_stdout(io.StringIO()):
                 try:
                     code = script.main([*typed, "--steps", step])
@@ -230,6 +233,9 @@ def measure(
                     if end.code != 1:
                         raise
                     found[step] = {"frechet": math.inf}  # the training has broken: a loss is not finite
+                finally:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)  # the script has taken both
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
             file.write_text(json.dumps(found, indent=1))
         folders.append(folder)
         rows.append([found[str(round(options.steps * point))] for point in points])
@@ -257,7 +263,7 @@ def line(name: str, runs: Sequence[dict], columns: dict[str, int]) -> None:
 def head(options: Namespace, columns: dict[str, int]) -> None:
     """The first lines of a table, the figures of real images among them."""
     print(f"|  | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    _, images = load_judge(options.data, options.data_dir, options.image_size)
+    _, images = load_judge(options.data)
     line("real images", [figures(options, images)], columns)
 
 
@@ -384,15 +390,14 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(function.__name__, help=text, description=text)
         command.set_defaults(function=function)
         add = command.add_argument
-        add("--data", default="glyphs", help="of the scripts, with classes (%(default)s)")
-        add("--data-dir", default="data", help="where the data are (%(default)s)")
+        add("--data", help="a folder of arrays with classes (glyphs of 16 x 16)")
         add("--out", default="runs/claims", help="where the runs and the picture go (%(default)s)")
         add("--seeds", type=int, default=3, help="runs of each variant (%(default)s)")
         add("--steps", type=int, default=steps, help="updates of G (%(default)s)")
-        add("--image-size", type=int, default=16, help="side in pixels (%(default)s)")
         add("--batch-size", type=int, default=64, help="images in a batch (%(default)s)")
         add("--samples", type=int, default=2000, help="generated images to judge (%(default)s)")
     options = parser.parse_args(argv)
+    options.data = options.data or str(glyphs(Path(options.out, "glyphs-16")))
     options.function(options)
     return 0
 

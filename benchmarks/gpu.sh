@@ -39,7 +39,7 @@ part build 180 "$python" -m pip install --no-build-isolation --no-deps -e .
 part doctor 60 "$python" -m gan_kernels
 for script in vanilla_gan dcgan cgan wgan wgan_gp; do
     rm -rf "$out/$script"
-    part "train-$script" 60 "$python" "$script.py" --cuda --steps 500 --out "$out/$script" --data-dir "$out/data"
+    part "train-$script" 60 "$python" "$script.py" --cuda --steps 500 --out "$out/$script"
     cp "$out/$script/training.gif" "$out/$script.gif" 2> /dev/null
     cp "$(ls "$out/$script"/samples/*.png 2> /dev/null | tail -n 1)" "$out/$script.png" 2> /dev/null
 done
@@ -47,7 +47,6 @@ part kernels 90 "$python" benchmarks/kernels.py --cuda --seconds 0.5
 part throughput-32 90 "$python" benchmarks/throughput.py --cuda --seconds 1.5 --image-size 32
 part throughput-64 90 "$python" benchmarks/throughput.py --cuda --seconds 1.5 --image-size 64
 part tests 300 "$python" -m pytest -q -rs
-rm -rf "$out/data"
 
 for name in kernels throughput-32 throughput-64; do
     grep -aq '^|' "$out/$name.log" && printf '\n## %s\n\n' "$name" && sed -n '/^|/p;/^$/p' "$out/$name.log"

@@ -187,14 +187,14 @@ def bench_step(module: ModuleType, device: str, args: argparse.Namespace) -> dic
     for name, kernels in (("ours", "on"), ("formula", "off")):
         with contextlib.redirect_stdout(None):
             options, _ = module.parse_args(["--kernels", kernels, *(["--cuda"] if args.cuda else [])])
-            options.channels = 1
+            options.channels, options.image_size = 1, 32
             networks, optimizers = module.load_networks(options, {})
         shape = (options.batch_size, 1, options.image_size, options.image_size)
-        batches = [(torch.rand(shape, device=device) * 2 - 1, torch.empty(0))] * options.n_critic
-        steps[name] = functools.partial(module.train_step, networks, optimizers, batches, options)
+        real = torch.rand(options.n_critic * shape[0], *shape[1:], device=device) * 2 - 1
+        steps[name] = functools.partial(module.train_step, networks, optimizers, options, real, torch.empty(0))
         steps[name]()
         if module is wgan:
-            step, clip = optimizers[1].step, functools.partial(wgan.clip_weights_, networks[1], C)
+            step, clip = optimizers[1].step, functools.partial(wgan.clip_weights_, networks["critic"], C)
             operators[name] = step if options.fused else functools.partial(both, step, clip)
         else:
             grad = torch.randn(shape, device=device, requires_grad=True)

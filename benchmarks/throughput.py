@@ -4,10 +4,10 @@
     python benchmarks/throughput.py --cuda --image-size 64   on the GPU, as a CUDA graph and step by step
     python benchmarks/throughput.py dcgan wgan --seconds 60
 
-Three candidates take turns in one process, about a second each, until the seconds are over; a ratio is the median over
-the turns, so that noise of the machine hits all.
+The data are 20,000 glyphs in a folder of arrays. Three candidates take turns in one process, about a second each, until
+the seconds are over; a ratio is the median over the turns, so that noise of the machine hits all.
 
-    train      the script's own loop, everything included: data, metrics, progress, samples and checkpoints
+    train      the script's own loop, everything included: data, metrics, averaged weights, samples and checkpoints
     floor      its networks and optimizers alone: forward, backward and update on one batch that stays where it is; on
                the GPU replayed as a CUDA graph
     textbook   what many repositories do: a DataLoader that decodes one PIL image at a time, contiguous memory, the
@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -47,10 +48,21 @@ class Done(Exception):
     """The seconds are over."""
 
 
+def write_glyphs(module: ModuleType, size: int, folder: Path) -> Path:
+    """The script's glyphs at this size, as a folder of arrays."""
+    folder.mkdir()
+    images, labels = module.glyphs(size=size)
+    np.save(folder / "images.npy", images.numpy())
+    np.save(folder / "labels.npy", labels.numpy())
+    (folder / "classes.txt").write_text("\n".join("0123456789"))
+    return folder
+
+
 def options_of(module: ModuleType, argv: list[str]) -> Namespace:
-    """The script's arguments, with what it would find out from the glyphs."""
+    """The script's arguments, with what its loop takes from the data."""
     args, _ = module.parse_args(argv)
-    args.channels, args.classes = 1, [str(digit) for digit in range(10)]
+    images, _, args.classes = module.load_data(args)
+    args.channels, args.image_size = images.shape[1:3]
     return args
 
 
@@ -65,7 +77,8 @@ def updates(args: Namespace) -> int:
 def floor(module: ModuleType, args: Namespace) -> Step:
     """The arithmetic of a step and nothing else."""
     with contextlib.redirect_stdout(None):
-        (generator, judge), (g_optimizer, d_optimizer) = module.load_networks(args, {})
+        networks, (g_optimizer, d_optimizer) = module.load_networks(args, {})
+    generator, judge, _ = networks.values()  # the third is the average of G
     device = next(generator.parameters()).device
     shape = (args.batch_size, 1, args.image_size, args.image_size)
     real = (torch.rand(shape, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)
@@ -83,6 +96,7 @@ def floor(module: ModuleType, args: Namespace) -> Step:
             judge(fake, *labels), zeros
         )
 
+    @torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False)  # as the script's loop
     def step() -> Tensor:
         for _ in range(updates(args)):
             with torch.no_grad():
@@ -106,7 +120,7 @@ def floor(module: ModuleType, args: Namespace) -> Step:
         return step
     for _ in range(3):
         step()
-    return module.capture(step)
+    return module.capture(step) or step
 
 
 # --------------------------------------------------------------------------------------------------------- the textbook
@@ -115,9 +129,9 @@ def floor(module: ModuleType, args: Namespace) -> Step:
 class Pictures(Dataset):
     """The glyphs as PNG files (in memory), each decoded when it is asked for."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.files, self.labels = [], labels.tolist()
-        for image in images:
+        for image in images.numpy():
             file = io.BytesIO()
             Image.fromarray(image[0]).save(file, "PNG")
             self.files.append(file.getvalue())
@@ -138,17 +152,19 @@ def forever(loader: DataLoader) -> Iterator[list[Tensor]]:
 def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
     """A step as it stands in many repositories."""
     device = "cuda" if args.cuda else "cpu"
-    networks = [network.to(device, memory_format=torch.contiguous_format) for network in module.build(plain(args))[0]]
-    generator, judge = networks
+    with contextlib.redirect_stdout(None):
+        networks, _ = module.build(Namespace(**{**vars(args), "kernels": "off"}))
+    generator, judge = networks.to(device).values()  # contiguous
     if module.__name__ == "wgan":
         optimizer = functools.partial(torch.optim.RMSprop, lr=args.lr)
     else:
         betas = (0.0, 0.9) if module.__name__ == "wgan_gp" else (0.5, 0.999)
         optimizer = functools.partial(torch.optim.Adam, lr=args.lr, betas=betas)
-    g_optimizer, d_optimizer = (optimizer(network.parameters()) for network in networks)
+    g_optimizer, d_optimizer = (optimizer(network.parameters()) for network in (generator, judge))
     batches = forever(DataLoader(pictures, args.batch_size, shuffle=True, drop_last=True))
     bce = nn.BCEWithLogitsLoss()
 
+    @torch.autocast(device, enabled=False)  # its turns come in the script's loop, which may be under --amp
     def step() -> float:
         for _ in range(updates(args)):
             real, label = (tensor.to(device) for tensor in next(batches))
@@ -179,17 +195,14 @@ def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
     return step
 
 
-def plain(args: Namespace) -> Namespace:
-    """The arguments, for building without kernels and without a word about it."""
-    return Namespace(**{**vars(args), "generate": 1})
-
-
 # --------------------------------------------------------------------------------------------------------------- turns
 
 
 def measure(module: ModuleType, argv: list[str], pictures: Pictures, seconds: float, graph: bool) -> dict[str, list]:
     """Seconds a step of each candidate, turn by turn. The rivals' turns come in the middle of the script's own loop."""
     args = options_of(module, argv)
+    if args.cuda:
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
     rivals = {"floor": floor(module, args), "textbook": textbook(module, args, pictures)}
     for step in rivals.values():
         step()
@@ -223,11 +236,13 @@ def measure(module: ModuleType, argv: list[str], pictures: Pictures, seconds: fl
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as devnull:
         try:
             module.tqdm = Bar
-            module.capture = capture if graph else lambda iteration: iteration
+            module.capture = capture if graph else lambda step, *inputs: None
             with contextlib.suppress(Done), contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
-                module.main([*argv, "--epochs", "1000000", "--data-dir", folder, "--out", f"{folder}/run"])
+                sys.exit(module.main([*argv, "--epochs", "1000000", "--out", f"{folder}/run"]))  # stopped by a signal
         finally:
             module.tqdm, module.capture = tqdm, capture
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the loop has taken both
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return times
 
 
@@ -235,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (all)")
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
-    parser.add_argument("--image-size", type=int, metavar="S", help="for all (each script's default)")
+    parser.add_argument("--image-size", type=int, metavar="S", default=32, help="side of the glyphs (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="for each row (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE too")
     bench = parser.parse_args()
@@ -243,13 +258,14 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads\n")
     print("| script | size | batch | | images/s | ms a step | train / floor | textbook / train |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = []
+    rows, home = [], tempfile.TemporaryDirectory()
     for script in bench.scripts:
         module = importlib.import_module(Path(script).stem)
-        common = ["--cuda"] if bench.cuda else []
-        common += ["--image-size", str(bench.image_size)] if bench.image_size else []
+        data = Path(home.name, str(bench.image_size))
+        data = data if data.exists() else write_glyphs(module, bench.image_size, data)
+        common = ["--data", str(data), *(["--cuda"] if bench.cuda else [])]
         args = options_of(module, common)
-        pictures = Pictures(*module.glyphs(args.image_size))
+        pictures = Pictures(*module.load_data(args)[:2])
         for amp in ([], ["--amp"]):
             for graph in (True, False) if bench.cuda else (False,):
                 times = measure(module, [*common, *amp], pictures, bench.seconds, graph)

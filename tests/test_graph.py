@@ -6,27 +6,45 @@ Without a GPU this is as much of it as can be tested; with one, replayed runs ar
 import contextlib
 import csv
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, call, load, make_images
+from conftest import SCRIPTS, call, load, make_data
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NAMES = [script.removesuffix(".py") for script in SCRIPTS]
-EACH_SCRIPT = pytest.mark.parametrize("name", NAMES)
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-SMALL = ["--image-size", "16", "--batch-size", "4", "--latent-dim", "8", "--log-every", "1"]
-KERNELS = {"wgan": ["off", "on"], "wgan_gp": ["off", "on"]}
-VARIANTS = [(name, kernels) for name in NAMES for kernels in KERNELS.get(name, [""])]
+SMALL = ["--batch-size", "4", "--latent-dim", "8", "--log-every", "1"]
+NO_KERNELS = load("wgan.py").gan_kernels is None or load("wgan.py").gan_kernels.why_not("cpu")
+WITH_KERNELS = [
+    pytest.param(script, "on", marks=pytest.mark.skipif(bool(NO_KERNELS), reason=f"no kernels: {NO_KERNELS}"))
+    for script in ("wgan.py", "wgan_gp.py")
+]
+EACH_VARIANT = pytest.mark.parametrize(("script", "kernels"), [*((script, "off") for script in SCRIPTS), *WITH_KERNELS])
 
 
-def arguments(name: str, kernels: str = "") -> Namespace:
-    args, _ = load(f"{name}.py").parse_args([*SMALL, *(["--kernels", kernels] if kernels else [])])
-    args.channels, args.classes = 1, ["cats", "dogs"]
-    return args
+def options(script: str, kernels: str) -> list[str]:
+    return [*SMALL, *(["--kernels", kernels] if script.startswith("wgan") else [])]
+
+
+def meta_step(script: str, kernels: str) -> tuple[torch.nn.ModuleDict, list, Namespace, Tensor, Tensor]:
+    """What train_step takes, on the meta device, where there are no values."""
+    module, (args, _) = load(script), load(script).parse_args(options(script, kernels))
+    args.channels, args.image_size, args.classes = 1, 16, ["cats", "dogs"]
+    networks = module.build(args)[0].to("meta")
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks.values()]
+    if script == "wgan.py" and args.fused:
+        optimizers[1] = module.gan_kernels.RMSpropClip(networks["critic"].parameters(), clip=0.1)
+        for p in networks["critic"].parameters():
+            p.grad = torch.zeros_like(p)
+        optimizers[1].step()
+        for state in optimizers[1].state.values():  # a step count lies on the GPU if it is capturable
+            state["step"] = state["step"].to("meta")
+    count = 4 * getattr(args, "n_critic", 1)
+    real = torch.zeros(count, 1, 16, 16, device="meta")
+    return networks, optimizers, args, real, torch.zeros(count, dtype=torch.int64, device="meta")
 
 
 class OnlyMeta(TorchDispatchMode):
@@ -40,32 +58,16 @@ class OnlyMeta(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name, kernels", VARIANTS, ids=" ".join)
-def test_a_step_reads_no_value_and_uses_no_other_device_than_the_images(name: str, kernels: str) -> None:
-    module, args = load(f"{name}.py"), arguments(name, kernels)
-    networks = [network.to("meta") for network in module.build(args)[0]]
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks]
-    if name == "wgan" and args.fused:
-        optimizers[1] = module.gan_kernels.RMSpropClip(networks[1].parameters(), clip=0.1)
-        optimizers[1].step()
-        for p in networks[1].parameters():  # a step count lies on the GPU if it is capturable
-            p.grad = torch.zeros_like(p)
-        optimizers[1].step()
-        for state in optimizers[1].state.values():
-            state["step"] = state["step"].to("meta")
-    batch = torch.zeros(4, 1, 16, 16, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+@EACH_VARIANT
+def test_a_step_reads_no_value_and_uses_no_other_device_than_the_images(script: str, kernels: str) -> None:
+    inputs = meta_step(script, kernels)
     with OnlyMeta():
-        metrics = module.train_step(networks, optimizers, [batch, batch], args)
+        metrics = load(script).train_step(*inputs)
     assert {value.shape for value in metrics.values()} == {()}
 
 
-@EACH_SCRIPT
-def test_the_meta_device_would_notice_a_value_that_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, args = load(f"{name}.py"), arguments(name, "off" if name in KERNELS else "")
-    networks = [network.to("meta") for network in module.build(args)[0]]
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks]
-    batch = torch.zeros(4, 1, 16, 16, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    backward = Tensor.backward
+def test_the_meta_device_would_notice_a_value_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, backward = meta_step("dcgan.py", "off"), Tensor.backward
     peeks = {  # what is done to each loss, and the error that tells of it
         "": lambda loss: loss + 1,
         "on meta tensors": lambda loss: loss.item(),
@@ -76,113 +78,77 @@ def test_the_meta_device_would_notice_a_value_that_is_read(name: str, monkeypatc
         monkeypatch.setattr(Tensor, "backward", lambda loss, peek=peek: (peek(loss), backward(loss)))
         noticed = pytest.raises((RuntimeError, AssertionError), match=words) if words else contextlib.nullcontext()
         with noticed, OnlyMeta():
-            module.train_step(networks, optimizers, [batch, batch], args)
+            load("dcgan.py").train_step(*inputs)
 
 
-@EACH_SCRIPT
-def test_every_step_finds_its_images_in_the_same_memory_and_scaled(
-    name: str, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = load(f"{name}.py")
-    seen: list[list[Tensor]] = []
-    places: list[list[int]] = []
+def test_every_step_finds_its_images_in_the_same_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, places, seen = load("wgan.py"), set(), []
     original = module.train_step
 
-    def step(networks: list, optimizers: list, batches: list, args: Namespace) -> dict[str, Tensor]:
-        places.append([tensor.data_ptr() for batch in batches for tensor in batch])
-        seen.append([tensor.clone() for batch in batches for tensor in batch])
-        return original(networks, optimizers, batches, args)
+    def step(networks: object, optimizers: list, args: Namespace, real: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        places.add((real.data_ptr(), labels.data_ptr()))
+        seen.append(real.clone())
+        return original(networks, optimizers, args, real, labels)
 
     monkeypatch.setattr(module, "train_step", step)
-    call(f"{name}.py", "--data", images, "--epochs", 30, "--steps", 6, *SMALL)
-    assert len(places) == 6
-    assert all(place == places[0] for place in places)
-    assert not torch.equal(seen[0][0], seen[1][0])
-    args = arguments(name)
-    args.data, args.data_dir = str(images), "data"
-    pixels, labels, _ = module.load_data(args)
-    per_step = len(seen[0]) // 2
-    for i, tensors in enumerate(seen):
-        for k in range(per_step):
-            e, j = divmod(i * per_step + k, 4)  # 16 images are 4 batches an epoch
-            index = module.epoch_order(16, 0, e)[4 * j : 4 * j + 4]
-            assert torch.equal(tensors[2 * k], pixels[index].float() / 127.5 - 1)
-            assert torch.equal(tensors[2 * k + 1], labels[index])
-            assert tensors[2 * k].is_contiguous(memory_format=torch.channels_last)
+    call("wgan.py", "--data", data, "--epochs", 2, *SMALL)
+    assert len(places) == 1
+    assert len(seen) == 6 and not torch.equal(seen[0], seen[1])
 
 
-@EACH_SCRIPT
-def test_what_cannot_be_captured_goes_on_step_by_step_with_one_hint(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+class FakeGraph:
+    """Counts replays instead of launching anything."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        FakeGraph.replays += 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_is_captured_is_replayed_and_what_cannot_be_goes_on_step_by_step(
+    works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_graph() -> None:
-        raise RuntimeError("not here\nbecause of that")
+    def step(x: Tensor) -> dict[str, Tensor]:
+        if not works:
+            raise RuntimeError("not here")
+        return {"loss": x + 1}
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", no_graph)
-    iteration = lambda: torch.ones(3)  # noqa: E731
-    assert load(f"{name}.py").capture(iteration) is iteration
-    assert capsys.readouterr().out == "hint: no CUDA graph, so steps may take longer: not here\n"
-
-
-@EACH_SCRIPT
-def test_a_run_of_a_gpu_goes_on_on_the_cpu(name: str, images: Path) -> None:
-    run = Path("run")
-    call(f"{name}.py", "--data", images, "--epochs", 30, "--steps", 2, "--out", run, *SMALL)
-    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    for state in checkpoint["optimizers"]:  # as a GPU leaves it
-        for group in state["param_groups"]:
-            assert group["capturable"] is False
-            group["capturable"] = True
-    checkpoint["args"]["cuda"] = True
-    torch.save(checkpoint, run / "checkpoint.pt")
-    assert call(f"{name}.py", "--resume", run, "--steps", 4, "--no-cuda") == 0
-    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert {group["capturable"] for state in checkpoint["optimizers"] for group in state["param_groups"]} == {False}
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    replay, before = load("dcgan.py").capture(step, torch.zeros(())), FakeGraph.replays
+    if works:
+        assert replay() == replay() == {"loss": torch.ones(())} and FakeGraph.replays == before + 2
+    else:
+        assert replay is None
+    assert ("hint: no CUDA graph" in capsys.readouterr().out) == (not works)
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU only
 
 
-def columns(run: str) -> list[list[float]]:
+def columns(run: str) -> Tensor:
     with Path(run, "metrics.csv").open(newline="") as file:
-        return [[float(value) for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
+        rows = [[float(value) for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
+    return torch.tensor(rows)
 
 
 @NEEDS_GPU
 @pytest.mark.parametrize("amp", [[], ["--amp"]], ids=["float32", "amp"])
-@pytest.mark.parametrize("name, kernels", VARIANTS, ids=" ".join)
-def test_replayed_steps_are_the_steps_one_by_one(
-    name: str, kernels: str, amp: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@EACH_VARIANT
+def test_replayed_and_resumed_steps_are_the_steps_one_by_one(
+    script: str, kernels: str, amp: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = make_images(Path("images"), per_class=40, size=16)
-    common = ["--data", data, "--cuda", "--epochs", 100, "--steps", 20, *SMALL, *amp]
-    common += ["--kernels", kernels] if kernels else []
-    call(f"{name}.py", *common, "--out", "graph")
+    data = make_data(Path("data"), 80, size=16)
+    common = ["--data", data, "--cuda", "--epochs", 100, *options(script, kernels), *amp]
+    for steps in (9, 20):
+        call(script, *common, "--steps", steps, "--out", "graph", "--resume")
     assert "no CUDA graph" not in capsys.readouterr().out
-    monkeypatch.setattr(load(f"{name}.py"), "capture", lambda iteration: iteration)
-    call(f"{name}.py", *common, "--out", "eager")
-    graph, eager = columns("graph"), columns("eager")
-    assert len(graph) == len(eager) == 20
-    torch.testing.assert_close(torch.tensor(graph), torch.tensor(eager), rtol=2e-2, atol=2e-3)
-    assert len({row[-1] for row in graph}) == 20  # a new column at each replay
-
-
-@NEEDS_GPU
-@EACH_SCRIPT
-def test_a_run_goes_on_from_gpu_to_cpu_and_back(name: str, images: Path, finished: Callable[[str], Path]) -> None:
-    common = ["--data", images, "--epochs", 100, *SMALL]
-    call(f"{name}.py", *common, "--cuda", "--steps", 8, "--out", "run")
-    call(f"{name}.py", "--resume", "run", "--steps", 12, "--no-cuda")
-    call(f"{name}.py", "--resume", "run", "--steps", 20, "--cuda")
-    assert [row[0] for row in columns("run")] == list(range(1, 21))
-    assert torch.tensor(columns("run")).isfinite().all()
-
-
-@NEEDS_GPU
-@EACH_SCRIPT
-def test_a_run_on_a_gpu_resumes_as_if_it_had_not_been_stopped(name: str, images: Path) -> None:
-    common = ["--data", images, "--epochs", 100, *SMALL, "--cuda"]
-    call(f"{name}.py", *common, "--steps", 14, "--out", "whole")
-    call(f"{name}.py", *common, "--steps", 7, "--out", "split")
-    call(f"{name}.py", "--resume", "split", "--steps", 14)
-    torch.testing.assert_close(torch.tensor(columns("split")), torch.tensor(columns("whole")), rtol=2e-2, atol=2e-3)
+    monkeypatch.setattr(load(script), "capture", lambda *_: None)
+    call(script, *common, "--steps", 20, "--out", "eager")
+    assert columns("graph")[:, 0].tolist() == list(range(1, 21))
+    torch.testing.assert_close(columns("graph"), columns("eager"), rtol=2e-2, atol=2e-3)
+    assert len(columns("graph")[:, -1].unique()) == 20  # a new column at each replay
+    assert call(script, "--resume", "graph", "--steps", 22, "--no-cuda") == 0
+    assert len(columns("graph")) == 22
