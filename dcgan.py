@@ -171,7 +171,7 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(args.data)
     try:
         images = np.load(folder / "images.npy", mmap_mode="c")  # read from disk where it is used
-        classes = (folder / "classes.txt").read_text().splitlines() if (folder / "classes.txt").exists() else []
+        classes = (folder / "classes.txt").read_text("utf-8").splitlines() if (folder / "classes.txt").exists() else []
         labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
         count, channels, height, width = images.shape
         fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)

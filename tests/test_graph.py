@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 SMALL = ["--batch-size", "4", "--latent-dim", "8", "--log-every", "1"]
-NO_KERNELS = load("wgan.py").gan_kernels is None or load("wgan.py").gan_kernels.why_not("cpu")
+KERNELS = load("wgan.py").gan_kernels
+NO_KERNELS = KERNELS.why_not("cpu") if KERNELS else "gan_kernels is not installed"
 WITH_KERNELS = [
     pytest.param(script, "on", marks=pytest.mark.skipif(bool(NO_KERNELS), reason=f"no kernels: {NO_KERNELS}"))
     for script in ("wgan.py", "wgan_gp.py")

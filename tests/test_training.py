@@ -165,12 +165,9 @@ def test_run_split_by_steps_is_the_unsplit_run(script: str, data: Path, whole: R
 
 def start(script: str | Path, *argv: object, out: str = "out.txt", before: str = "") -> BaseProcess:
     """The script as a process of its own, on one thread. What it prints goes to the file out, as soon as it lives."""
-    code = (
-        f"import runpy, sys, torch; torch.set_num_threads(1); sys.stdout = sys.stderr = open({out!r}, 'w'); {before}\n"
-    )
-    code += (
-        f"sys.argv = {[str(arg) for arg in [ROOT / script, *argv]]}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
+    code = f"import runpy, sys, torch; torch.set_num_threads(1); sys.stdout = sys.stderr = open({out!r}, 'w')\n"
+    code += f"sys.argv = {[str(arg) for arg in [ROOT / script, *argv]]}\n{before}\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "PIL.ImageDraw", "tqdm"])  # slow to import
     process = server.Process(target=exec, args=(code, {}), daemon=True)
