@@ -300,8 +300,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
     print(f"{run}: steps {step} to {last} with {len(images):,} images of {args.data} on {device}{hint}", flush=True)
 
     signals = set()  # that have come: the step under way is finished, then all is saved
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.add(number))
+    handlers = {n: signal.signal(n, lambda number, _: signals.add(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     order, replay, stop, capture_at = None, None, torch.zeros(1), step + 3  # by then cuDNN has chosen its algorithms
     real = torch.empty(images_per_step // WORLD_SIZE, *images.shape[1:], device=device)
     real_labels = labels.new_empty(len(real), device=device)
@@ -353,6 +352,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
                     first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     print(f"step {step} of {last}; to go on (with more --epochs or --steps): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
@@ -392,8 +393,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
         args = parser.parse_args(argv)
     for name, value in vars(args).items():
-        lowest = 0 if name in ("seed", "ema", "gp_weight") else 1e-12
-        if type(value) in (int, float) and not lowest <= value < 2**63:
+        if type(value) in (int, float) and not (0 if name in ("seed", "ema", "gp_weight") else 1e-12) <= value < 2**63:
             fail(f"--{name.replace('_', '-')} {value} is out of range")
     if args.generate and (not checkpoint or WORLD_SIZE > 1):
         fail("--generate needs --resume RUN and a single process")
