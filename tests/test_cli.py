@@ -68,11 +68,8 @@ def test_every_option_is_used_by_a_test() -> None:  # below the tables above
 
 @EACH_SCRIPT
 def test_each_option_of_the_networks_and_losses_changes_the_run(script: str, finished: Runs) -> None:
-    own = {
-        "vanilla_gan.py": ["--d-steps 2", "--loss minimax"],
-        "wgan.py": ["--n-critic 2", "--clip 0.1"],
-        "wgan_gp.py": ["--n-critic 2", "--gp-weight 1"],
-    }
+    own = {"vanilla_gan.py": ["--d-steps 2", "--loss minimax"], "wgan.py": ["--n-critic 2", "--clip 0.1"]}
+    own["wgan_gp.py"] = ["--n-critic 2", "--gp-weight 1"]
     data = torch.load(finished(script) / "checkpoint.pt", weights_only=True)["args"]["data"]
     seen = [(finished(script) / "metrics.csv").read_text()]
     for i, option in enumerate(["--latent-dim 5", "--batch-size 5", "--seed 1", "--amp", *own.get(script, [])]):

@@ -93,8 +93,7 @@ def test_every_step_finds_its_images_in_the_same_memory(data: Path, monkeypatch:
 
     monkeypatch.setattr(module, "train_step", step)
     call("wgan.py", "--data", data, "--epochs", 2, *SMALL)
-    assert len(places) == 1
-    assert len(seen) == 6 and not torch.equal(seen[0], seen[1])
+    assert len(places) == 1 and len(seen) == 6 and not torch.equal(seen[0], seen[1])
 
 
 class FakeGraph:
@@ -126,9 +125,6 @@ def test_what_is_captured_is_replayed_and_what_cannot_be_goes_on_step_by_step(
     assert ("hint: no CUDA graph" in capsys.readouterr().out) == (not works)
 
 
-# ------------------------------------------------------------------------------------------------------- on a GPU only
-
-
 def columns(run: str) -> Tensor:
     with Path(run, "metrics.csv").open(newline="") as file:
         rows = [[float(value) for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
@@ -152,4 +148,3 @@ def test_replayed_and_resumed_steps_are_the_steps_one_by_one(
     torch.testing.assert_close(columns("graph"), columns("eager"), rtol=2e-2, atol=2e-3)
     assert len(columns("graph")[:, -1].unique()) == 20  # a new column at each replay
     assert call(script, "--resume", "graph", "--steps", 22, "--no-cuda") == 0
-    assert len(columns("graph")) == 22

@@ -29,6 +29,7 @@ EPOCH = {script: 3 if script in OWN else 6 for script in SCRIPTS}  # in steps
 SPLIT = {script: 5 if script in OWN else 7 for script in SCRIPTS}  # in the middle of an epoch and of a row
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 COLUMNS = ["D(x)", "D(G(z))", "d_loss", "g_loss"]  # of dcgan
+WARM_UP = 20  # of the average: after so many steps its decay is a half
 Runs, Patch = Callable[[str], Path], pytest.MonkeyPatch
 
 
@@ -283,10 +284,6 @@ def test_finished_run_goes_on_with_more_epochs_and_its_clock(data: Path, whole: 
     assert_same_run(run, whole("dcgan.py"))
 
 
-def decay(ema: float, step: int) -> float:
-    return min(ema, (1 + step) / (20 + step))
-
-
 @pytest.mark.parametrize("ema", [0, 0.3, 0.999])
 def test_average_follows_its_formula_and_nothing_else(ema: float, data: Path, whole: Runs, monkeypatch: Patch) -> None:
     seen, means = [], []  # train updates the average after the step: here it is still that of the step before
@@ -301,7 +298,8 @@ def test_average_follows_its_formula_and_nothing_else(ema: float, data: Path, wh
         same(state[key], reference[key])
     for name, mean in means[0].items():
         for step, weights in enumerate(seen):
-            mean = decay(ema, step) * mean + (1 - decay(ema, step)) * weights[name]
+            decay = min(ema, (1 + step) / (WARM_UP + step))
+            mean = decay * mean + (1 - decay) * weights[name]
         torch.testing.assert_close(state["generator_ema"][name].double(), mean, rtol=1e-4, atol=1e-6)
         assert torch.equal(state["generator_ema"][name], state["generator"][name]) == (ema == 0)
 
