@@ -179,10 +179,10 @@ def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
         classes = (folder / "classes.txt").read_text("utf-8").splitlines() if (folder / "classes.txt").exists() else []
         labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
         count, channels, height, width = images.shape
-        fits = images.dtype == np.uint8 and channels in (1, 3) and height == width and labels.shape == (count,)
+        fits = images.dtype == np.uint8 and channels in (1, 3) and 0 < height == width and labels.shape == (count,)
         if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
             raise ValueError("images must be uint8 (N, 1 or 3, S, S), labels the class of each; cgan.py needs them")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError) as error:
         fail(f"--data {folder}: {error}; to make it: python prepare.py {folder.name.removesuffix('-32')}")
     return torch.from_numpy(images), torch.from_numpy(labels), classes
 
@@ -376,8 +376,8 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
             fail(f"--{name.replace('_', '-')} {value} is out of range")
     if args.generate and (not checkpoint or WORLD_SIZE > 1):
         fail("--generate needs --resume RUN and a single process")
-    if args.batch_size % WORLD_SIZE:
-        fail(f"--batch-size {args.batch_size} is not split evenly by {WORLD_SIZE} processes")
+    if args.batch_size % WORLD_SIZE or args.batch_size < 2 * WORLD_SIZE:
+        fail(f"--batch-size {args.batch_size} is not 2 images or more, evenly, for each of {WORLD_SIZE} processes")
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
         fail("--cuda: PyTorch sees no GPU for this process; --no-cuda runs on the CPU")
     args.out = args.out or next(run for k in range(1, 10**6) if not Path(run := f"runs/{SCRIPT}-{k}").exists())

@@ -103,7 +103,7 @@ def test_the_least_and_the_largest_values_train(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "name", "value"),
-    [("dcgan.py", "--latent-dim", 10**15), ("dcgan.py", "--batch-size", 10**15), ("vanilla_gan.py", "--batch-size", 1)],
+    [("dcgan.py", "--latent-dim", 10**15), ("vanilla_gan.py", "--batch-size", 1)],
 )
 def test_what_memory_or_batchnorm_cannot_do_is_one_line(
     script: str, name: str, value: int, data: Path, capsys: Capsys
@@ -264,7 +264,7 @@ def test_a_label_that_is_no_class_is_refused_and_deletes_nothing(finished: Runs,
 
 
 def test_hostile_names_of_classes_stay_inside_the_run(tmp_path: Path) -> None:
-    names = ["..", "../up", f"{tmp_path}/top", ".", "a/b", "b"]
+    names = ["..", "../../up", f"{tmp_path}/top", ".", "a/b", "b"]
     data = make_data(Path("data"), classes=names)
     assert call("cgan.py", "--data", data, *TINY, "--out", "run") == 0
     before = set(files())
