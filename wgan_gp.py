@@ -21,6 +21,7 @@ LayerNorm in the critic).
 """
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -161,7 +162,6 @@ def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real:
     g_loss.backward()
     g_optimizer.step()
     critic.requires_grad_(True)
-
     return {"wasserstein": wasserstein, "penalty": penalty, "g_loss": g_loss}
 
 
@@ -217,7 +217,7 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
 
 
-def generate(args: Namespace, checkpoint: dict) -> int:
+def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to RUN/generated, the same at every call; cgan: one folder for each class."""
     networks, _ = load_networks(args, checkpoint)
     device, folder = next(networks.parameters()).device, Path(args.out, "generated")
@@ -231,7 +231,6 @@ def generate(args: Namespace, checkpoint: dict) -> int:
         path = folder / (Path(name).name if labels else "") / f"{i:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         to_picture(networks["generator_ema"](z, *labels)).save(path)
-    return 0
 
 
 def average(tensors: list[Tensor]) -> None:
@@ -347,7 +346,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 state |= {"optimizers": [optimizer.state_dict()["state"] for optimizer in optimizers]}
                 state |= {"step": step, "sums": sums, "seconds": time.monotonic() - began}
                 with (run / "checkpoint.part").open("wb") as file:  # whatever happens, checkpoint.pt is a whole one
-                    torch.save(state, file)
+                    torch.save(state, buffer := io.BytesIO())  # torch itself words a full disk in riddles
+                    file.write(buffer.getbuffer())
                     file.flush()
                     os.fsync(file.fileno())
                 (run / "checkpoint.part").replace(run / "checkpoint.pt")
@@ -417,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
             torch.distributed.init_process_group()
             torch.distributed.broadcast_object_list(found := [args, checkpoint])  # process 0 names the run
             args, checkpoint = found
-        return generate(args, checkpoint) if args.generate else train(args, checkpoint)
+        return (generate if args.generate else train)(args, checkpoint) or 0
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except (OSError, torch.OutOfMemoryError) as error:  # a full disk, a folder without permission
