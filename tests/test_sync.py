@@ -87,7 +87,7 @@ def test_a_diff_between_neighbours_is_a_short_lesson(old: str, new: str, most: i
 
 def test_fix_undoes_a_planted_drift(tmp_path: Path) -> None:
     for script in SCRIPTS:
-        shutil.copy(ROOT / script, tmp_path)
+        (tmp_path / script).write_text(SOURCES[script])
     (tmp_path / "tests").mkdir()
     drifted = SOURCES["wgan.py"].replace("def fail(message: str", "def fail(text: str").replace("0.02)", "0.03)")
     (tmp_path / "wgan.py").write_text(drifted)
