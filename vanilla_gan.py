@@ -315,8 +315,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
                     os.fsync(file.fileno())
                 (run / "checkpoint.part").replace(run / "checkpoint.pt")
                 if step == last:
-                    first, *rest = (Image.open(path) for path in sorted((run / "samples").glob("epoch-*.png")))
-                    first.save(run / "training.gif", save_all=True, append_images=rest, duration=200, loop=0)
+                    frames = map(Image.open, sorted((run / "samples").glob("epoch-*.png")))  # one after the other
+                    next(frames).save(run / "training.gif", save_all=True, append_images=frames, duration=200, loop=0)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     print(f"step {step} of {last}; to go on (with more --epochs or --steps): python {SCRIPT}.py --resume {run}")
