@@ -318,7 +318,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 state |= {"optimizers": [optimizer.state_dict()["state"] for optimizer in optimizers]}
                 state |= {"step": step, "sums": sums, "seconds": time.monotonic() - began}
                 with (run / "checkpoint.part").open("wb") as file:  # whatever happens, checkpoint.pt is a whole one
-                    torch.save(state, buffer := io.BytesIO())  # torch itself words a full disk in riddles
+                    torch.save(state, buffer := io.BytesIO())  # to a file it reports a full disk as a RuntimeError
                     file.write(buffer.getbuffer())
                     file.flush()
                     os.fsync(file.fileno())
