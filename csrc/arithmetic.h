@@ -48,11 +48,11 @@ GAN_HOST_DEVICE inline A penalty_slope(A out_grad, A norm, A target, A batch) {
     return norm == A(0) ? A(0) : out_grad * A(2) / batch * (A(1) - target / norm);
 }
 
-// A chunk is what one CUDA block, or one call of a CPU loop, works on. Sums are made chunk by chunk and then over the
-// chunks in order, so that the result does not depend on the number of threads or of multiprocessors.
+// Sums are made chunk by chunk and then over the chunks in an order that only the shape decides, so that the result
+// does not depend on the number of threads or of multiprocessors.
 constexpr int64_t kChunk = 4096;  // elements
 
-GAN_HOST_DEVICE inline int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+GAN_HOST_DEVICE inline int64_t chunks_of(int64_t numel, int64_t chunk = kChunk) { return (numel + chunk - 1) / chunk; }
 
 // In a list of tensors whose chunks are numbered through, tensor t has those from first_chunk[t] up to, not including,
 // first_chunk[t + 1]. Returns the tensor that a chunk belongs to, by bisection.

@@ -1,5 +1,4 @@
 // The kernels on the GPU. Compiles with nvcc alone: nvcc -c -arch=sm_90 csrc/cuda.cu
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -11,19 +10,53 @@
 namespace gan::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // of a block
 constexpr int kWarp = 32;
 
-// 16 bytes, which a thread loads or stores by one instruction.
+// What a thread takes at once: 16 bytes, loaded or stored by one instruction.
 template <typename T>
 struct alignas(16) Pack {
-    static constexpr int kSize = 16 / sizeof(T);
+    static constexpr int kSize = sizeof(uint4) / sizeof(T);
     T values[kSize];
 };
 
+// Elements that a block takes at once.
 template <typename T>
-__device__ bool aligned(const T* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) % sizeof(Pack<T>) == 0;
+constexpr int kBlock = kThreads * Pack<T>::kSize;
+
+template <typename T>
+__device__ bool is_whole(const T* pointer, int64_t n) {
+    return n >= Pack<T>::kSize && reinterpret_cast<uintptr_t>(pointer) % sizeof(uint4) == 0;
+}
+
+// The elements of a pack of which the first n, or all, are there; zeros for the others.
+template <typename T>
+__device__ Pack<T> load(const T* pointer, int64_t n) {
+    Pack<T> pack;
+    if (is_whole(pointer, n)) {
+        reinterpret_cast<uint4&>(pack) = *reinterpret_cast<const uint4*>(pointer);
+        return pack;
+    }
+#pragma unroll
+    for (int k = 0; k < Pack<T>::kSize; ++k) {
+        pack.values[k] = k < n ? pointer[k] : T(0.f);
+    }
+    return pack;
+}
+
+// Stores the first n of them, or all.
+template <typename T>
+__device__ void store(T* pointer, int64_t n, const Pack<T>& pack) {
+    if (is_whole(pointer, n)) {
+        __stwb(reinterpret_cast<uint4*>(pointer), reinterpret_cast<const uint4&>(pack));  // = would be cut in four
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < Pack<T>::kSize; ++k) {
+        if (k < n) {
+            pointer[k] = pack.values[k];
+        }
+    }
 }
 
 // A list of tensors, small enough to travel with the launch as its argument: no copy to the GPU, nothing to free, and a
@@ -32,7 +65,7 @@ template <int kLists, int kCapacity>
 struct TensorList {
     void* data[kLists][kCapacity];
     int64_t numel[kCapacity];
-    int64_t first_chunk[kCapacity + 1];
+    int64_t first_block[kCapacity + 1];
     int64_t count;
 };
 
@@ -46,130 +79,116 @@ constexpr int kLong = 80;
 constexpr int kShort = 40;
 static_assert(sizeof(TensorList<3, 800>) <= 32764 - 64 && sizeof(TensorList<3, 80>) <= 4096 - 64);
 
-// One block clamps one chunk.
+// Each thread clamps one pack.
 template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     clip_kernel(const __grid_constant__ TensorList<1, kCapacity> list, const Arithmetic<T> c) {
     using A = Arithmetic<T>;
-    const int64_t t = find_tensor(list.first_chunk, list.count, blockIdx.x);
-    const int64_t offset = (blockIdx.x - list.first_chunk[t]) * kChunk;
-    const int n = static_cast<int>(min(kChunk, list.numel[t] - offset));
-    T* p = static_cast<T*>(list.data[0][t]) + offset;
+    const int64_t t = find_tensor(list.first_block, list.count, blockIdx.x);
+    const int64_t i = (blockIdx.x - list.first_block[t]) * kBlock<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t n = list.numel[t] - i;
+    T* p = static_cast<T*>(list.data[0][t]) + i;
 
-    const int packs = aligned(p) ? n / Pack<T>::kSize : 0;
-    for (int i = threadIdx.x; i < packs; i += kThreads) {
-        Pack<T> weights = reinterpret_cast<Pack<T>*>(p)[i];
+    Pack<T> weights = load(p, n);
 #pragma unroll
-        for (T& weight : weights.values) {
-            weight = T(clip(A(weight), c));
-        }
-        reinterpret_cast<Pack<T>*>(p)[i] = weights;
+    for (T& weight : weights.values) {
+        weight = T(clip(A(weight), c));
     }
-    for (int i = packs * Pack<T>::kSize + threadIdx.x; i < n; i += kThreads) {
-        p[i] = T(clip(A(p[i]), c));
-    }
+    store(p, n, weights);
 }
 
-// One block takes the RMSprop step and clamps, for one chunk.
+// Each thread takes the RMSprop step and clamps, for one pack.
 template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     rmsprop_clip_kernel(const __grid_constant__ TensorList<3, kCapacity> list, const Step<Arithmetic<T>> step) {
     using A = Arithmetic<T>;
-    const int64_t t = find_tensor(list.first_chunk, list.count, blockIdx.x);
-    const int64_t offset = (blockIdx.x - list.first_chunk[t]) * kChunk;
-    const int n = static_cast<int>(min(kChunk, list.numel[t] - offset));
-    T* p = static_cast<T*>(list.data[0][t]) + offset;
-    const T* g = static_cast<const T*>(list.data[1][t]) + offset;
-    T* v = static_cast<T*>(list.data[2][t]) + offset;
+    const int64_t t = find_tensor(list.first_block, list.count, blockIdx.x);
+    const int64_t i = (blockIdx.x - list.first_block[t]) * kBlock<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t n = list.numel[t] - i;
+    T* p = static_cast<T*>(list.data[0][t]) + i;
+    T* v = static_cast<T*>(list.data[2][t]) + i;
 
-    const int packs = aligned(p) && aligned(g) && aligned(v) ? n / Pack<T>::kSize : 0;
-    for (int i = threadIdx.x; i < packs; i += kThreads) {
-        Pack<T> weights = reinterpret_cast<Pack<T>*>(p)[i], squares = reinterpret_cast<Pack<T>*>(v)[i];
-        const Pack<T> grads = reinterpret_cast<const Pack<T>*>(g)[i];
+    Pack<T> weights = load(p, n), squares = load(v, n);
+    const Pack<T> grads = load(static_cast<const T*>(list.data[1][t]) + i, n);
 #pragma unroll
-        for (int k = 0; k < Pack<T>::kSize; ++k) {
-            A weight = A(weights.values[k]), square = A(squares.values[k]);
-            rmsprop_clip(weight, A(grads.values[k]), square, step);
-            weights.values[k] = T(weight);
-            squares.values[k] = T(square);
-        }
-        reinterpret_cast<Pack<T>*>(p)[i] = weights;
-        reinterpret_cast<Pack<T>*>(v)[i] = squares;
+    for (int k = 0; k < Pack<T>::kSize; ++k) {
+        A weight = A(weights.values[k]), square = A(squares.values[k]);
+        rmsprop_clip(weight, A(grads.values[k]), square, step);
+        weights.values[k] = T(weight);
+        squares.values[k] = T(square);
     }
-    for (int i = packs * Pack<T>::kSize + threadIdx.x; i < n; i += kThreads) {
-        A weight = A(p[i]), square = A(v[i]);
-        rmsprop_clip(weight, A(g[i]), square, step);
-        p[i] = T(weight);
-        v[i] = T(square);
-    }
+    store(p, n, weights);
+    store(v, n, squares);
 }
 
+// The sums over groups of so many neighbouring threads, a power of two up to a warp; right in the first of each group.
 template <typename A>
-__device__ A warp_sum(A value) {
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+__device__ A group_sum(A value, int threads) {
+    for (int offset = threads / 2; offset > 0; offset /= 2) {
         value += __shfl_down_sync(0xffffffff, value, offset);
     }
-    return value;  // right in lane 0
+    return value;
 }
 
+// The sum over a block, right in thread 0. To be called once in a kernel.
 template <typename A>
 __device__ A block_sum(A value) {
     __shared__ A warps[kThreads / kWarp];
-    value = warp_sum(value);
-    __syncthreads();  // the last sum has been read
+    value = group_sum(value, kWarp);
     if (threadIdx.x % kWarp == 0) {
         warps[threadIdx.x / kWarp] = value;
     }
     __syncthreads();
-    return warp_sum(threadIdx.x < kThreads / kWarp ? warps[threadIdx.x] : A(0));  // right in thread 0
+    return group_sum(threadIdx.x < kThreads / kWarp ? warps[threadIdx.x] : A(0), kWarp);
 }
 
-// The sum of squares of each chunk; then, when all blocks have come so far, the first one adds them up to the norms and
-// the penalty. A cooperative launch: all blocks are on the GPU at once, so that they can wait for each other.
+// One block sums the squares of one chunk of one sample.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    gradient_penalty_kernel(const T* grad, const int64_t batch, const int64_t size, const double target,
-                            double* partial, double* norms, T* penalty) {
+__global__ void __launch_bounds__(kThreads) squares_kernel(const T* grad, const int64_t size, double* partial) {
     using A = Arithmetic<T>;
-    const int64_t chunks = chunks_of(size);  // of a sample
-    for (int64_t chunk = blockIdx.x; chunk < batch * chunks; chunk += gridDim.x) {
-        const int64_t offset = chunk % chunks * kChunk;
-        const int n = static_cast<int>(min(kChunk, size - offset));
-        const T* x = grad + chunk / chunks * size + offset;
-        A sum = 0;
-        const int packs = aligned(x) ? n / Pack<T>::kSize : 0;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < packs; i += kThreads) {
-            const Pack<T> pack = reinterpret_cast<const Pack<T>*>(x)[i];
+    const int64_t chunks = chunks_of(size), sample = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
+    const T* x = grad + sample * size;
+
+    constexpr int kRounds = kChunk / kBlock<T>;
+    Pack<T> packs[kRounds];
 #pragma unroll
-            for (const T& value : pack.values) {
-                sum += A(value) * A(value);
-            }
-        }
-        for (int i = packs * Pack<T>::kSize + threadIdx.x; i < n; i += kThreads) {
-            sum += A(x[i]) * A(x[i]);
-        }
-        sum = block_sum(sum);
-        if (threadIdx.x == 0) {
-            partial[chunk] = sum;
+    for (int round = 0; round < kRounds; ++round) {  // all loads, then all sums: so they do not wait for each other
+        const int64_t i = chunk * kChunk + round * kBlock<T> + threadIdx.x * Pack<T>::kSize;
+        packs[round] = load(x + i, size - i);
+    }
+    A sum = 0;
+#pragma unroll
+    for (const Pack<T>& pack : packs) {
+#pragma unroll
+        for (const T& value : pack.values) {
+            sum += A(value) * A(value);
         }
     }
-    cooperative_groups::this_grid().sync();
-    if (blockIdx.x > 0) {
-        return;
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = sum;
     }
-    const int lanes = chunks < kWarp ? 1 : kWarp;  // threads that share a sample
+}
+
+// A single block adds them up to the norms, and these to the penalty. As many threads share a sample as it has chunks,
+// rounded up to a power of two, but no more than a warp: so the order of additions depends on the shape alone.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) norms_kernel(const double* partial, const int64_t batch, const int64_t size,
+                                                         const double target, double* norms, T* penalty) {
+    const int64_t chunks = chunks_of(size);
+    int threads = 1;  // for a sample
+    while (threads < chunks && threads < kWarp) {
+        threads *= 2;
+    }
     double sum = 0;
-    for (int64_t sample = threadIdx.x / lanes; sample < batch; sample += kThreads / lanes) {
+    for (int64_t first = 0; first < batch; first += kThreads / threads) {  // whole warps, for the shuffles
+        const int64_t sample = first + threadIdx.x / threads;
         double squares = 0;
-        for (int64_t chunk = threadIdx.x % lanes; chunk < chunks; chunk += lanes) {
+        for (int64_t chunk = threadIdx.x % threads; sample < batch && chunk < chunks; chunk += threads) {
             squares += partial[sample * chunks + chunk];
         }
-        if (lanes == kWarp) {
-            squares = warp_sum(squares);
-        }
-        if (threadIdx.x % lanes == 0) {
+        squares = group_sum(squares, threads);
+        if (sample < batch && threadIdx.x % threads == 0) {
             const double norm = sqrt(squares);
             norms[sample] = norm;
             sum += (norm - target) * (norm - target);
@@ -177,45 +196,41 @@ __global__ void __launch_bounds__(kThreads)
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
-        *penalty = T(A(sum / batch));
+        *penalty = T(Arithmetic<T>(sum / batch));
     }
 }
 
-// One block scales one chunk of one sample.
+// Each thread scales one pack of one sample.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gradient_penalty_backward_kernel(const T* grad, const int64_t batch, const int64_t size, const double target,
                                      const double* norms, const T* out_grad, T* grad_grad) {
     using A = Arithmetic<T>;
-    const int64_t chunks = chunks_of(size), sample = blockIdx.x / chunks, offset = blockIdx.x % chunks * kChunk;
-    const int n = static_cast<int>(min(kChunk, size - offset));
-    const A slope = penalty_slope(A(*out_grad), A(norms[sample]), A(target), A(batch));
-    const T* x = grad + sample * size + offset;
-    T* y = grad_grad + sample * size + offset;
+    const int64_t blocks = chunks_of(size, kBlock<T>), sample = blockIdx.x / blocks;
+    const int64_t i = blockIdx.x % blocks * kBlock<T> + threadIdx.x * Pack<T>::kSize;
 
-    const int packs = aligned(x) && aligned(y) ? n / Pack<T>::kSize : 0;
-    for (int i = threadIdx.x; i < packs; i += kThreads) {
-        Pack<T> pack = reinterpret_cast<const Pack<T>*>(x)[i];
+    Pack<T> pack = load(grad + sample * size + i, size - i);
+    const A slope = penalty_slope(A(*out_grad), A(norms[sample]), A(target), A(batch));
 #pragma unroll
-        for (T& value : pack.values) {
-            value = T(slope * A(value));
-        }
-        reinterpret_cast<Pack<T>*>(y)[i] = pack;
+    for (T& value : pack.values) {
+        value = T(slope * A(value));
     }
-    for (int i = packs * Pack<T>::kSize + threadIdx.x; i < n; i += kThreads) {
-        y[i] = T(slope * A(x[i]));
-    }
+    store(grad_grad + sample * size + i, size - i, pack);
 }
 
-const char* error_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+// What went wrong with the launches before, or null. Asking for it also forgets it: the next call begins anew.
+const char* launch_error() {
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 // Calls f(list, blocks) for the tensors in lists of up to kCapacity.
-template <int kLists, int kCapacity, typename F>
+template <typename T, int kLists, int kCapacity, typename F>
 void for_each_list(const Weights* weights, int64_t count, const F& f) {
     for (int64_t first = 0; first < count; first += kCapacity) {
         TensorList<kLists, kCapacity> list;
         list.count = std::min<int64_t>(kCapacity, count - first);
-        list.first_chunk[0] = 0;
+        list.first_block[0] = 0;
         for (int64_t t = 0; t < list.count; ++t) {
             const Weights& w = weights[first + t];
             void* const pointers[] = {w.param, const_cast<void*>(w.grad), w.square_avg};
@@ -223,19 +238,19 @@ void for_each_list(const Weights* weights, int64_t count, const F& f) {
                 list.data[i][t] = pointers[i];
             }
             list.numel[t] = w.numel;
-            list.first_chunk[t + 1] = list.first_chunk[t] + chunks_of(w.numel);
+            list.first_block[t + 1] = list.first_block[t] + chunks_of(w.numel, kBlock<T>);
         }
-        f(list, static_cast<unsigned>(list.first_chunk[list.count]));
+        f(list, static_cast<unsigned>(list.first_block[list.count]));
     }
 }
 
 // The same with the capacity that suits the count.
-template <int kLists, typename F>
+template <typename T, int kLists, typename F>
 void for_each_list(const Weights* weights, int64_t count, const F& f) {
     if (count <= kShort) {
-        for_each_list<kLists, kShort>(weights, count, f);
+        for_each_list<T, kLists, kShort>(weights, count, f);
     } else {
-        for_each_list<kLists, kLong>(weights, count, f);
+        for_each_list<T, kLists, kLong>(weights, count, f);
     }
 }
 
@@ -244,11 +259,11 @@ void for_each_list(const Weights* weights, int64_t count, const F& f) {
 const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream) {
     with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
-        for_each_list<1>(weights, count, [&](const auto& list, unsigned blocks) {
+        for_each_list<T, 1>(weights, count, [&](const auto& list, unsigned blocks) {
             clip_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, Arithmetic<T>(c));
         });
     });
-    return error_of(cudaGetLastError());
+    return launch_error();
 }
 
 const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps,
@@ -257,43 +272,38 @@ const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, doubl
         using T = std::remove_pointer_t<decltype(null)>;
         using A = Arithmetic<T>;
         const Step<A> step{A(lr), A(alpha), A(1 - alpha), A(eps), A(c)};
-        for_each_list<3>(weights, count, [&](const auto& list, unsigned blocks) {
+        for_each_list<T, 3>(weights, count, [&](const auto& list, unsigned blocks) {
             rmsprop_clip_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, step);
         });
     });
-    return error_of(cudaGetLastError());
+    return launch_error();
 }
 
 const char* gradient_penalty(Type type, Gradients grad, double target, double* partial, double* norms, void* penalty,
                              void* stream) {
-    cudaError_t error = cudaSuccess;
     with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
-        int device = 0, multiprocessors = 0, blocks_each = 0;
-        cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, gradient_penalty_kernel<T>, kThreads, 0);
-        const int64_t room = int64_t{multiprocessors} * blocks_each, chunks = grad.batch * chunks_of(grad.size);
-        const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, std::min(room, chunks)));
-        const T* data = static_cast<const T*>(grad.data);
-        T* result = static_cast<T*>(penalty);
-        void* arguments[] = {&data, &grad.batch, &grad.size, &target, &partial, &norms, &result};
-        error = cudaLaunchCooperativeKernel(gradient_penalty_kernel<T>, blocks, kThreads, arguments, 0,
-                                            static_cast<cudaStream_t>(stream));
+        const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size));
+        if (blocks > 0) {
+            squares_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+                static_cast<const T*>(grad.data), grad.size, partial);
+        }
+        norms_kernel<T><<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(partial, grad.batch, grad.size, target,
+                                                                               norms, static_cast<T*>(penalty));
     });
-    return error_of(error);
+    return launch_error();
 }
 
 const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,
                                       const void* out_grad, void* grad_grad, void* stream) {
     with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
         using T = std::remove_pointer_t<decltype(null)>;
-        const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size));
+        const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size, kBlock<T>));
         gradient_penalty_backward_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
             static_cast<const T*>(grad.data), grad.batch, grad.size, target, norms, static_cast<const T*>(out_grad),
             static_cast<T*>(grad_grad));
     });
-    return error_of(cudaGetLastError());
+    return launch_error();
 }
 
 }  // namespace gan::cuda

@@ -42,8 +42,8 @@ struct Gradients {
 };
 
 // There are the same four for each device. On a CUDA device, the current one, each is a single launch on the stream (a
-// cudaStream_t), except that a list of more than 800 tensors takes one launch for every 800. Returns what CUDA says
-// went wrong, or null. On the CPU there is no stream, and the answer is null.
+// cudaStream_t), except that gradient_penalty is two and a list of more than 800 tensors one for every 800. Returns
+// what CUDA says went wrong, or null. On the CPU there is no stream, and the answer is null.
 #define GAN_KERNELS                                                                                                 \
     const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream);             \
     const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps, \
