@@ -35,6 +35,8 @@ def find_cuda() -> tuple[Path | None, str]:
     """The folder of a CUDA toolkit that fits this PyTorch and its version, or None and the reason."""
     if os.environ.get("USE_CUDA") == "0":
         return None, "USE_CUDA=0 was set"
+    if sys.platform == "win32":
+        return None, "they are built on Linux only"
     if torch.version.cuda is None:
         return None, f"PyTorch {torch.__version__} is a build without CUDA"
     tried = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), shutil.which("nvcc"), "/usr/local/cuda"]
@@ -56,7 +58,8 @@ def compile_cuda(home: Path, target: Path) -> None:
     nvcc = home / "bin" / "nvcc"
     output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     archs = sorted({int(arch) for arch in re.findall(r"compute_(\d+)", output)} & {75, *range(70, 1000, 10)})
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    flags = ["-std=c++17"]  # not the default where the compiler behind nvcc is g++ 9 or 10
+    flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(

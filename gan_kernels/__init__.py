@@ -57,6 +57,7 @@ def _check() -> None:
         raise RuntimeError(f"gan_kernels: {_problem}")
 
 
+@torch.no_grad()  # a parameter with gaps between its elements is written back by PyTorch's copy_
 def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     """Clamps every tensor to [-c, c] in place, all of a dtype in one launch.
 
@@ -69,6 +70,7 @@ def clip_weights_(params: Iterable[Tensor], c: float) -> None:
         torch.autograd.graph.increment_version(params)  # so that autograd sees a change of what it has saved
 
 
+@torch.no_grad()
 def rmsprop_clip_(
     params: Iterable[Tensor],
     grads: Iterable[Tensor],
@@ -96,18 +98,26 @@ class RMSpropClip(RMSprop):
     """torch.optim.RMSprop whose step also clamps every parameter to [-clip, clip], by rmsprop_clip_.
 
     Its state is RMSprop's own, so that checkpoints of either go on with the other. Takes the same options, but for
-    those that the kernel does not compute: ValueError for momentum, weight_decay, centered and maximize.
+    those that the kernel does not compute: ValueError for momentum, weight_decay, centered, maximize, differentiable
+    and a learning rate on the GPU, for which the host would have to wait; at step() if they come in later.
     """
 
     def __init__(self, params: Iterable, clip: float, **options) -> None:
         super().__init__(params, **options)
         self.clip = clip
-        for group, option in itertools.product(self.param_groups, ["momentum", "weight_decay", "centered", "maximize"]):
+        self._check_options()
+
+    def _check_options(self) -> None:
+        unknown = ["momentum", "weight_decay", "centered", "maximize", "differentiable"]
+        for group, option in itertools.product(self.param_groups, unknown):
             if group[option]:
                 raise ValueError(f"RMSpropClip does not compute {option}")
+        if any(isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu" for group in self.param_groups):
+            raise ValueError("RMSpropClip takes lr as a number or a tensor on the CPU")
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of all parameters that have gradients, and the clipping of all. Returns what the closure does."""
+        self._check_options()  # add_param_group and load_state_dict may have changed them
         loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

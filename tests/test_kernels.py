@@ -75,8 +75,8 @@ def copy_layout(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 @EACH_DEVICE
 @EACH_DTYPE
 def test_clip_is_clamp_in_every_layout(device: str, dtype: torch.dtype) -> None:
-    params = layouts(device, dtype)
-    expected = [p.clamp(-0.3, 0.3) for p in params]
+    params = [nn.Parameter(p) for p in layouts(device, dtype)]
+    expected = [p.detach().clamp(-0.3, 0.3) for p in params]
     gan_kernels.clip_weights_(params, 0.3)
     assert all(torch.equal(p, e) for p, e in zip(params, expected, strict=True))
 
@@ -153,9 +153,10 @@ def test_rmsprop_clip_follows_the_formula_in_every_layout(device: str, dtype: to
     before = copy.deepcopy(grads)
     numbers = (0.01, 0.9, 1e-3, 0.5)
     expected = [rmsprop(*tensors, *numbers) for tensors in zip(params, grads, squares, strict=True)]
+    params = [nn.Parameter(p) for p in params]
     gan_kernels.rmsprop_clip_(params, grads, squares, *numbers)
     for i, (p, v) in enumerate(expected):
-        torch.testing.assert_close(params[i], p.to(dtype))
+        torch.testing.assert_close(params[i].detach(), p.to(dtype))
         torch.testing.assert_close(squares[i], v.to(dtype))
         assert torch.equal(grads[i], before[i])
 
@@ -244,10 +245,32 @@ def test_rmsprop_clip_has_what_an_optimizer_has() -> None:
     assert steps == ["before"] * 2
 
 
-@pytest.mark.parametrize("option", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"centered": True}, {"maximize": True}])
-def test_rmsprop_clip_refuses_what_it_does_not_compute(option: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(option))):
-        gan_kernels.RMSpropClip([nn.Parameter(torch.ones(3))], clip=1.0, **option)
+REFUSED = {"momentum": 0.9, "weight_decay": 0.1, "centered": True, "maximize": True, "differentiable": True}
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items())
+def test_rmsprop_clip_refuses_what_it_does_not_compute_whichever_way_it_comes(name: str, value: float) -> None:
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    with pytest.raises(ValueError, match=name):
+        gan_kernels.RMSpropClip([p], clip=1.0, **{name: value})
+    added, loaded = (gan_kernels.RMSpropClip([p], clip=0.5) for _ in range(2))
+    added.add_param_group({"params": [q], name: value})
+    loaded.load_state_dict(torch.optim.RMSprop([p], **{name: value}).state_dict())
+    for optimizer in (added, loaded):
+        with pytest.raises(ValueError, match=name):
+            optimizer.step()
+    assert p.eq(1).all()
+
+
+def test_rmsprop_clip_takes_its_learning_rate_from_the_host() -> None:
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = gan_kernels.RMSpropClip([p], clip=5.0, lr=torch.tensor(0.25), alpha=0.0, eps=0.0)
+    optimizer.step()
+    assert p.eq(0.75).all()
+    optimizer.param_groups[0]["lr"] = torch.empty((), device="meta")  # as one on a GPU would
+    with pytest.raises(ValueError, match="on the CPU"):
+        optimizer.step()
 
 
 # ----------------------------------------------------------------------------------------------------- gradient_penalty
