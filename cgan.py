@@ -27,6 +27,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -130,14 +131,12 @@ def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real:
     d_optimizer.step()
 
     # (2) Update G: maximize log D(G(z|y)|y), with fresh noise
-    discriminator.requires_grad_(False)  # saves the gradients of D's weights
     z = torch.randn(len(real), args.latent_dim, device=real.device)
     logits = discriminator(generator(z, labels), labels)
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward()
+    g_loss.backward(inputs=list(generator.parameters()))  # saves the gradients of D's weights
     g_optimizer.step()
-    discriminator.requires_grad_(True)
     d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
     return {"D(x)": d_real, "D(G(z))": d_fake, "d_loss": d_loss, "g_loss": g_loss}
 
@@ -223,6 +222,7 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     """The networks, generator_ema among them, and the optimizers, on the device; new or as the checkpoint has them."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # TF32
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable")  # the steps before the capture
     torch.manual_seed(args.seed)
     try:
         networks, optimizers = build(args)
@@ -242,12 +242,13 @@ def load_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
 
 def capture(step: Callable, *inputs: object) -> Callable[[], dict[str, Tensor]] | None:
     """Records step(*inputs) as a CUDA graph: its hundreds of launches, on the same memory each time, become one."""
-    graph = torch.cuda.CUDAGraph()
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
     try:
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             metrics = step(*inputs)
     except RuntimeError as error:
-        print(f"hint: no CUDA graph, so steps may take longer: {error}")
+        print(f"hint: no CUDA graph, so steps may take longer: {error.__context__ or error}")
+        generator.graphsafe_set_state(generator.clone_state())  # until PyTorch 2.11 it would stay in capture mode
         return None
     return lambda: graph.replay() or metrics  # replay returns None
 
@@ -269,7 +270,7 @@ def train(args: Namespace, checkpoint: dict) -> int:
     step, last = state["step"], min(args.epochs * steps_per_epoch, args.steps or sys.maxsize)
     sums, began, run = state["sums"].to(device), time.monotonic() - state["seconds"], Path(args.out)
     averages, weights = (networks[name].state_dict().values() for name in ("generator_ema", "generator"))
-    follow = [(mean, value) for mean, value in zip(averages, weights, strict=True) if value.is_floating_point()]
+    averages, weights = ([x for x in values if x.is_floating_point()] for values in (averages, weights))
     if RANK == 0:
         (run / "samples").mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
@@ -278,7 +279,8 @@ def train(args: Namespace, checkpoint: dict) -> int:
     print(f"{run}: steps {step} to {last} with {len(images):,} images of {args.data} on {device}{hint}", flush=True)
 
     signals = set()  # that have come: the step under way is finished, then all is saved
-    handlers = {n: signal.signal(n, lambda number, _: signals.add(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.add(number))
     order, replay, stop, capture_at = None, None, torch.zeros(1), step + 3  # by then cuDNN has chosen its algorithms
     real = torch.empty(images_per_step // WORLD_SIZE, *images.shape[1:], device=device)
     real_labels = labels.new_empty(len(real), device=device)
@@ -294,12 +296,10 @@ def train(args: Namespace, checkpoint: dict) -> int:
             index = order[index % len(order)]  # of the images for this process; few images come several times
             real.copy_(images[index].to(device)).div_(127.5).sub_(1)
             real_labels.copy_(labels[index])
-            if args.cuda and step == capture_at:
-                replay = capture(train_step, *inputs)
+            replay = capture(train_step, *inputs) if args.cuda and args.graph and step == capture_at else replay
             torch.manual_seed(hash((args.seed, step, RANK)))  # so that a resumed run draws what it would have drawn
             metrics = replay() if replay else train_step(*inputs)
-            for mean, value in follow:
-                mean.lerp_(value, 1 - min(args.ema, (1 + step) / (20 + step)))
+            torch._foreach_lerp_(averages, weights, 1 - min(args.ema, (1 + step) / (20 + step)))
             sums = (sums if step % args.log_every else 0) + torch.stack(list(metrics.values())).detach()
             step += 1
             bar.update()
@@ -331,8 +331,6 @@ def train(args: Namespace, checkpoint: dict) -> int:
                 if step == last:
                     frames = map(Image.open, sorted((run / "samples").glob("epoch-*.png")))  # one after the other
                     next(frames).save(run / "training.gif", save_all=True, append_images=frames, duration=200, loop=0)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     print(f"step {step} of {last}; to go on (with more --epochs or --steps): python {SCRIPT}.py --resume {run}")
     return 128 + signals.pop() if signals else 0
 
@@ -352,6 +350,7 @@ def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
     add("--seed", type=int, default=0, metavar="N", help="of weights, noise and order of data (%(default)s)")
     add("--log-every", type=int, default=50, metavar="N", help="steps between rows of metrics.csv (%(default)s)")
     add("--cuda", action=BooleanOptionalAction, default=False, help="use the GPU")
+    add("--graph", action=BooleanOptionalAction, default=True, help="with --cuda: replay each step as a CUDA graph")
     add("--amp", action=BooleanOptionalAction, default=False, help="networks in bfloat16, losses in float32")
     add("--out", metavar="DIR", help=f"the run's folder (runs/{SCRIPT}-K, K the next free number)")
     add("--resume", nargs="?", const="", metavar="RUN", help="go on with RUN, else the run in --out, else the newest")

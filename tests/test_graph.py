@@ -5,7 +5,9 @@ Without a GPU this is as much of it as can be tested; with one, replayed runs ar
 
 import contextlib
 import csv
+import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,9 @@ def test_the_meta_device_would_notice_a_value_that_is_read(monkeypatch: pytest.M
         "copy out of meta tensor": lambda loss: loss.cpu(),
     }
     for words, peek in peeks.items():
-        monkeypatch.setattr(Tensor, "backward", lambda loss, peek=peek: (peek(loss), backward(loss)))
+        monkeypatch.setattr(
+            Tensor, "backward", lambda loss, peek=peek, **options: (peek(loss), backward(loss, **options))
+        )
         noticed = pytest.raises((RuntimeError, AssertionError), match=words) if words else contextlib.nullcontext()
         with noticed, OnlyMeta():
             load("dcgan.py").train_step(*inputs)
@@ -97,12 +101,26 @@ def test_every_step_finds_its_images_in_the_same_memory(data: Path, monkeypatch:
 
 
 class FakeGraph:
-    """Counts replays instead of launching anything."""
+    """Counts replays instead of launching anything. Like torch's it hides the error of a step behind its own."""
 
-    replays = 0
+    replays, states = 0, 0
 
     def replay(self) -> None:
         FakeGraph.replays += 1
+
+    def clone_state(self) -> str:
+        return "a new state"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        FakeGraph.states += state == "a new state"
+
+    @contextlib.contextmanager
+    def capturing(self, stream: None) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if sys.exc_info()[1]:
+                raise RuntimeError("the capture is invalid")
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -114,15 +132,19 @@ def test_what_is_captured_is_replayed_and_what_cannot_be_goes_on_step_by_step(
             raise RuntimeError("not here")
         return {"loss": x + 1}
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
-    replay, before = load("dcgan.py").capture(step, torch.zeros(())), FakeGraph.replays
+    for name, value in {"current_stream": lambda: None, "current_device": lambda: 0, "CUDAGraph": FakeGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "graph", FakeGraph.capturing)
+    monkeypatch.setattr(torch.cuda, "default_generators", (FakeGraph(),))
+    monkeypatch.setattr(FakeGraph, "replays", 0)
+    monkeypatch.setattr(FakeGraph, "states", 0)
+    replay = load("dcgan.py").capture(step, torch.zeros(()))
     if works:
-        assert replay() == replay() == {"loss": torch.ones(())} and FakeGraph.replays == before + 2
+        assert replay() == replay() == {"loss": torch.ones(())}
     else:
         assert replay is None
-    assert ("hint: no CUDA graph" in capsys.readouterr().out) == (not works)
+    assert (FakeGraph.replays, FakeGraph.states) == ((2, 0) if works else (0, 1))
+    assert ("hint: no CUDA graph, so steps may take longer: not here" in capsys.readouterr().out) == (not works)
 
 
 def columns(run: str) -> Tensor:
@@ -142,9 +164,58 @@ def test_replayed_and_resumed_steps_are_the_steps_one_by_one(
     for steps in (9, 20):
         call(script, *common, "--steps", steps, "--out", "graph", "--resume")
     assert "no CUDA graph" not in capsys.readouterr().out
-    monkeypatch.setattr(load(script), "capture", lambda *_: None)
-    call(script, *common, "--steps", 20, "--out", "eager")
+    call(script, *common, "--steps", 20, "--out", "eager", "--no-graph")
     assert columns("graph")[:, 0].tolist() == list(range(1, 21))
     torch.testing.assert_close(columns("graph"), columns("eager"), rtol=2e-2, atol=2e-3)
     assert len(columns("graph")[:, -1].unique()) == 20  # a new column at each replay
     assert call(script, "--resume", "graph", "--steps", 22, "--no-cuda") == 0
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("where", ["critic", "generator"])
+def test_a_step_that_cannot_be_captured_goes_on_without_a_graph(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, backward = make_data(Path("data"), 80, size=16), Tensor.backward
+    common = ["--data", data, "--cuda", "--steps", 20, "--kernels", "off", *SMALL]
+
+    def peeking(loss: Tensor, **inputs) -> None:
+        if where == "critic" or inputs:  # the generator's backward names them
+            loss.item()
+        backward(loss, **inputs)
+
+    call("wgan_gp.py", *common, "--out", "eager", "--no-graph")
+    assert "hint" not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "backward", peeking)
+        call("wgan_gp.py", *common, "--out", "peeking")
+    assert "hint: no CUDA graph" in capsys.readouterr().out
+    torch.testing.assert_close(columns("peeking"), columns("eager"), rtol=2e-2, atol=2e-3)
+    call("wgan_gp.py", *common, "--out", "after")  # in the same process a graph can be captured again
+    assert "hint" not in capsys.readouterr().out
+
+
+@NEEDS_GPU
+@EACH_VARIANT
+def test_no_step_waits_for_the_gpu(script: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, module, steps = make_data(Path("data"), 1000, size=16), load(script), []
+    original = module.capture
+
+    def capture(*inputs: object) -> Callable:
+        replay = original(*inputs)
+        torch.cuda.set_sync_debug_mode("error")
+        return lambda: steps.append("replayed") or replay()
+
+    class Bar(module.tqdm):
+        def update(self, n: int = 1) -> None:
+            if len(steps) == 5:  # the last step writes a checkpoint
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(module, "tqdm", Bar)
+    try:
+        args = [*options(script, kernels), "--log-every", 1000, "--steps", 20]
+        assert call(script, "--data", data, "--cuda", *args) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == 17
