@@ -8,12 +8,14 @@ Every round runs all candidates once, in random order; a ratio is the median ove
 round), so that noise of the machine hits both. Above 1, ours is faster. "of copy" is the rate at which ours moves the
 bytes that it has to move, as a share of the rate of tensor.copy_ on as many elements in the same rounds. Weights are
 moved across the bound before each call, as training does; that is not timed. A second table tells what share of a
-whole training step, all updates of the critic and one of G, the operators have.
+whole training step, all updates of the critic and one of G, the operators have; on the GPU all of it is replayed as
+CUDA graphs, as in the scripts, so that the GPU is timed and not Python.
 """
 
 import argparse
 import contextlib
 import functools
+import gc
 import json
 import platform
 import random
@@ -45,7 +47,7 @@ def interleaved(candidates: dict[str, Candidate], prepare: Candidate, cuda: bool
             candidate()
     times: dict[str, list] = {name: [] for name in candidates}
     start = time.monotonic()
-    while time.monotonic() - start < seconds or len(times["ours"]) < 5:
+    while time.monotonic() - start < seconds or len(next(iter(times.values()))) < 5:
         for name, candidate in random.sample(list(candidates.items()), len(candidates)):
             prepare()
             if cuda:
@@ -181,10 +183,21 @@ def bench_penalty(shape: tuple[int, ...], device: str, args: argparse.Namespace)
     return row("gradient_penalty", size, ours, eager, fast, copy, 3, lambda: None, args)
 
 
+def graphed(candidate: Candidate, cuda: bool) -> Candidate:
+    """On the GPU the candidate as a CUDA graph; it must have run before."""
+    if not cuda:
+        return candidate
+    gc.collect()  # an old graph must not end while a new one is captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        candidate()
+    return graph.replay
+
+
 def bench_step(module: ModuleType, device: str, args: argparse.Namespace) -> dict:
     """A whole training step of a script at its defaults, with kernels and without, and what share of it they are."""
     steps, operators = {}, {}
-    for name, kernels in (("ours", "on"), ("formula", "off")):
+    for name, kernels in (("kernels", "on"), ("formula", "off")):
         with contextlib.redirect_stdout(None):
             options, _ = module.parse_args(["--kernels", kernels, *(["--cuda"] if args.cuda else [])])
             options.channels, options.image_size = 1, 32
@@ -192,23 +205,35 @@ def bench_step(module: ModuleType, device: str, args: argparse.Namespace) -> dic
         shape = (options.batch_size, 1, options.image_size, options.image_size)
         real = torch.rand(options.n_critic * shape[0], *shape[1:], device=device) * 2 - 1
         steps[name] = functools.partial(module.train_step, networks, optimizers, options, real, torch.empty(0))
-        steps[name]()
+        for _ in range(3):
+            steps[name]()
         if module is wgan:
             step, clip = optimizers[1].step, functools.partial(wgan.clip_weights_, networks["critic"], C)
             operators[name] = step if options.fused else functools.partial(both, step, clip)
         else:
             grad = torch.randn(shape, device=device, requires_grad=True)
             operators[name] = there_and_back(gan_kernels.gradient_penalty if options.fused else formula, grad)
+    if module is wgan:  # the optimizer and the clipping of the last turn, without kernels
+        fast = compiled(torch.compile(operators["formula"]))
+    else:
+        fast = compiled(there_and_back(torch.compile(formula), grad))
+    operators |= fast
+    for operator in operators.values():
+        operator()
+    steps = {name: graphed(step, args.cuda) for name, step in steps.items()}
+    operators = {name: graphed(operator, args.cuda) for name, operator in operators.items()}
     whole = interleaved(steps, lambda: None, args.cuda, 4 * args.seconds)
     part = interleaved(operators, lambda: None, args.cuda, args.seconds)
     share = {name: options.n_critic * statistics.median(part[name]) / statistics.median(whole[name]) for name in whole}
-    ratio = statistics.median(a / b for a, b in zip(whole["formula"], whole["ours"], strict=True))
+    ratio = lambda times, name: statistics.median(a / b for a, b in zip(times[name], times["kernels"], strict=True))  # noqa: E731
     cells = {
         "script": f"{module.__name__}.py",
-        "step (ms)": f"{statistics.median(whole['ours']) * 1e3:.1f}",
-        "of it kernels": f"{share['ours']:.2%}",
+        "step (ms)": f"{statistics.median(whole['kernels']) * 1e3:.1f}",
+        "of it kernels": f"{share['kernels']:.2%}",
         "of it formula": f"{share['formula']:.2%}",
-        "step, formula / kernels": f"{ratio:.3f}",
+        "formula / kernels": f"{ratio(part, 'formula'):.2f}",
+        "torch.compile / kernels": f"{ratio(part, 'compile'):.2f}" if fast else "fails",
+        "step, formula / kernels": f"{ratio(whole, 'formula'):.3f}",
     }
     print("| " + " | ".join(cells.values()) + " |", flush=True)
     return cells
@@ -223,6 +248,8 @@ def main() -> None:
     device = "cuda" if args.cuda else "cpu"
     if problem := gan_kernels.why_not(device):
         sys.exit(f"gan_kernels does not run on {device}: {problem}")
+    if args.cuda:
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
     torch.manual_seed(0)
     name = torch.cuda.get_device_name() if args.cuda else f"{platform.processor() or platform.machine()} CPU"
     print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads, float32\n")
@@ -234,7 +261,8 @@ def main() -> None:
     rows += bench_lists([torch.Size([2048, 2048])] * 24, "large", device, args)
     for shape in [(64, 1, 28, 28), (64, 3, 64, 64), (256, 3, 128, 128)]:
         rows.append(bench_penalty(shape, device, args))
-    print("\n| script | step (ms) | of it kernels | of it formula | step, formula / kernels |\n|---|---|---|---|---|")
+    names = "script | step (ms) | of it kernels | of it formula | formula / kernels | torch.compile / kernels"
+    print(f"\n| {names} | step, formula / kernels |\n|---|---|---|---|---|---|---|")
     rows += [bench_step(module, device, args) for module in (wgan, wgan_gp)]
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "device": name, "rows": rows}, indent=2))
