@@ -11,7 +11,7 @@
     python evaluate.py curves RUN...        metrics.csv as a plot (needs matplotlib)
     python evaluate.py fid RUN              the commands that compute FID, with torch-fidelity or clean-fid
 
-A RUN is a folder that one of the five scripts has written; they must lie beside this file, whose parts are theirs.
+A RUN is a folder that one of the scripts has written; they must lie beside this file, whose parts are theirs.
 Samples are drawn by the average of G's weights. docs/evaluate.md says how each figure is made and how to read it.
 """
 
@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp", "lsgan", "acgan", "fgan"]
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp"]
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp", "lsgan", "acgan", "fgan"]
 Step = Callable[[], object]
 
 

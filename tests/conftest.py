@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py"]
+SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py", "lsgan.py", "acgan.py", "fgan.py"]
 TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4"]
 
 sys.path.insert(0, str(ROOT))

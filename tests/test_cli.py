@@ -27,6 +27,9 @@ OWN = {
     "cgan.py": ["--label"],
     "wgan.py": ["--n-critic", "--clip", "--kernels"],
     "wgan_gp.py": ["--n-critic", "--gp-weight", "--kernels"],
+    "lsgan.py": ["--coding"],
+    "acgan.py": ["--label"],
+    "fgan.py": ["--divergence", "--loss"],
 }
 COUNT = ["0", "-1", "1.5", "x", "nan", "", str(2**63)]  # bad values of what counts something, from 1 on
 POSITIVE = ["0", "-1", "x", "nan", "inf", "1e400", ""]
@@ -34,6 +37,7 @@ BAD = dict.fromkeys(["--epochs", "--steps", "--batch-size", "--latent-dim", "--l
 BAD |= {"--lr": POSITIVE, "--seed": ["-1", "0.5", "x", str(2**63)], "--ema": ["-0.1", "x", "nan", "inf"]}
 BAD |= {"--d-steps": COUNT, "--n-critic": COUNT, "--clip": POSITIVE, "--gp-weight": ["-1", "x", "nan", "inf"]}
 BAD |= {"--loss": ["wasserstein", ""], "--kernels": ["", "cuda", "ON"]}
+BAD |= {"--coding": ["ternary", ""], "--divergence": ["KL", ""]}
 BAD |= {"--cuda": ["1"], "--graph": ["1"], "--amp": ["1"], "--unknown": ["1"]}
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 Refused, Runs, Capsys, Patch = Callable[..., str], Callable[[str], Path], pytest.CaptureFixture[str], pytest.MonkeyPatch

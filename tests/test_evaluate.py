@@ -222,7 +222,8 @@ def test_every_command_takes_a_run_of_every_script(
         samples = ["--samples", 6] if command in ("score", "parzen", "fid") else []
         assert call("evaluate.py", command, out, *samples) == 0
         assert "error" not in capsys.readouterr().err
-    sizes = {"neighbours": (16 * 8, 4 * 8), "interpolate": (10 * 8, 8 * (2 + 2 if script == "cgan.py" else 8))}
+    rows = 2 + 2 if script in ("cgan.py", "acgan.py") else 8
+    sizes = {"neighbours": (16 * 8, 4 * 8), "interpolate": (10 * 8, rows * 8)}
     for name in ("neighbours", "interpolate", "curves"):
         picture = Image.open(out / f"{name}.png")
         assert picture.size == sizes.get(name, picture.size)

@@ -10,8 +10,9 @@ from conftest import SCRIPTS, load
 from torch import Tensor, nn
 
 NAMES = [script.removesuffix(".py") for script in SCRIPTS]
-CONV = ["dcgan", "cgan", "wgan", "wgan_gp"]
-LOGITS = ["vanilla_gan", "dcgan", "cgan"]  # the scripts whose D is a classifier
+CONV = ["dcgan", "cgan", "wgan", "wgan_gp", "lsgan", "acgan", "fgan"]
+LOGITS = ["vanilla_gan", "dcgan", "cgan"]  # the scripts whose D is a classifier of real and fake, and nothing else
+CONDITIONAL = ["cgan", "acgan"]
 MODULES = {name: load(name) for name in NAMES}
 CLASSES = ["a", "b", "c"]
 SEVERAL = {"vanilla_gan": "--d-steps", "wgan": "--n-critic", "wgan_gp": "--n-critic"}  # updates of D in a step
@@ -27,16 +28,22 @@ def seed() -> None:
 
 def make(name: str, channels: int = 1, size: int = 8, latent_dim: int = 5) -> tuple[nn.Module, nn.Module]:
     """A generator and a discriminator or critic, narrow ones where the width can be chosen."""
-    module, classes = MODULES[name], [len(CLASSES)] if name == "cgan" else []
+    module, classes = MODULES[name], [len(CLASSES)] if name in CONDITIONAL else []
     width = {} if name == "vanilla_gan" else {"width": 4}
-    judge = getattr(module, "Discriminator" if name in LOGITS else "Critic")
+    judge = getattr(module, "Critic" if name.startswith("wgan") else "Discriminator")
     shape = [channels, *classes, size]
     return module.Generator(latent_dim, *shape, **width), judge(*shape, **width)
 
 
 def condition(name: str, count: int) -> list[Tensor]:
-    """What the networks take beside z or x: the labels in cgan, nothing elsewhere."""
-    return [torch.arange(count) % len(CLASSES)] if name == "cgan" else []
+    """What G takes beside z: the labels in the conditional scripts, nothing elsewhere."""
+    return [torch.arange(count) % len(CLASSES)] if name in CONDITIONAL else []
+
+
+def logits_of(name: str, judge: nn.Module, x: Tensor) -> Tensor:
+    """What D says about real or fake; cgan's is told the labels, acgan's answers with those of the classes too."""
+    answer = judge(x, *(condition(name, len(x)) if name == "cgan" else []))
+    return answer[0] if name == "acgan" else answer
 
 
 def arguments(name: str, *argv: object, channels: int = 1, size: int = 8) -> Namespace:
@@ -57,7 +64,7 @@ def test_generators_give_images_within_one_and_judges_one_number_for_each(name: 
     for count in (2, 3):
         images = generator(torch.randn(count, 5), *condition(name, count))
         assert images.shape == (count, channels, size, size)
-        assert judge(images, *condition(name, count)).shape == (count,)
+        assert logits_of(name, judge, images).shape == (count,)
     images = generator.eval()(1e4 * torch.randn(8, 5), *condition(name, 8))
     assert -1 <= images.min() < -0.9  # all of the range, and no more of it
     assert 0.9 < images.max() <= 1
@@ -68,7 +75,7 @@ def test_what_networks_return_is_float32_under_autocast_so_that_losses_are(name:
     generator, judge = make(name)
     with torch.autocast("cpu", torch.bfloat16):
         images = generator(torch.randn(4, 5), *condition(name, 4))
-        assert images.dtype == judge(images, *condition(name, 4)).dtype == torch.float32
+        assert images.dtype == logits_of(name, judge, images).dtype == torch.float32
     assert (images != images.bfloat16()).float().mean() < 0.5  # but it was computed in bfloat16
 
 
@@ -106,7 +113,7 @@ def test_initial_weights_are_normal_with_deviation_002(name: str) -> None:
 def test_optimizers_and_settings_are_the_papers(name: str) -> None:
     args = arguments(name)
     networks, optimizers = MODULES[name].build(args)
-    assert list(networks) == ["generator", "discriminator" if name in LOGITS else "critic"]
+    assert list(networks) == ["generator", "critic" if name.startswith("wgan") else "discriminator"]
     for network, optimizer in zip(networks.values(), optimizers, strict=True):
         (group,) = optimizer.param_groups
         assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
@@ -216,6 +223,7 @@ class Step:
     labels_seen: list[Tensor] = field(default_factory=list)  # by both
     seen_grad: list[bool] = field(default_factory=list)  # whether a gradient flows back through it
     logits: list[Tensor] = field(default_factory=list)  # what D answered
+    classes: list[Tensor] = field(default_factory=list)  # and, in acgan, on the class
     largest_at_forward: list[float] = field(default_factory=list)  # its largest weight at that time
     grads: list[list[list[Tensor | None]]] = field(default_factory=list)  # of G and of D, before each update
 
@@ -249,7 +257,10 @@ def take_step(name: str, *argv: object, batches: int = 1, count: int = 6, bias: 
         step.labels_seen += inputs[1:]
         step.largest_at_forward.append(max(p.abs().max().item() for p in judge.parameters()))
 
-    def d_answered(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    def d_answered(_: nn.Module, __: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        if isinstance(output, tuple):
+            output, classes = output
+            step.classes.append(classes)
         if output.requires_grad:
             output.retain_grad()
         step.logits.append(output)
@@ -335,10 +346,103 @@ def test_step_of_a_classifier_reports_its_losses_and_moves_d_up_the_gradient_of_
     close(step.metrics["g_loss"], -log_sigmoid(judged).mean())
     close(judged.grad, (log_sigmoid(judged).exp() - 1) / len(judged), atol=1e-7)  # G: of -mean log sigmoid
     reference = step.before["discriminator"].double()
-    real, fake = (reference(x.double(), *condition(name, 6)) for x in step.seen[:2])
+    real, fake = (logits_of(name, reference, x.double()) for x in step.seen[:2])
     objective = torch.log(torch.sigmoid(real)).mean() + torch.log(1 - torch.sigmoid(fake)).mean()
     for grad, value in zip(step.grads[0][1], torch.autograd.grad(objective, [*reference.parameters()]), strict=True):
         close(grad, -value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("coding", "a", "b", "c"), [("binary", 0, 1, 1), ("pearson", -1, 1, 0)])
+def test_step_of_lsgan_has_the_least_squares_of_its_coding(coding: str, a: float, b: float, c: float) -> None:
+    step = take_step("lsgan", "--coding", coding)
+    real, fake, judged = (logits.detach().double() for logits in step.logits)
+    close(step.metrics["D(x)"], real.mean())
+    close(step.metrics["D(G(z))"], fake.mean())
+    close(step.metrics["d_loss"], ((real - b) ** 2 + (fake - a) ** 2).mean() / 2)
+    close(step.metrics["g_loss"], ((judged - c) ** 2).mean() / 2)
+    for logits, target in zip(step.logits, (b, a, c), strict=True):
+        close(logits.grad, (logits - target) / 6, atol=1e-7)
+
+
+def test_step_of_acgan_adds_the_cross_entropy_of_the_class_to_both_losses() -> None:
+    step = take_step("acgan")
+    real, fake, judged = step.logits
+    right = [-classes.detach().double().log_softmax(1)[range(6), step.labels].mean() for classes in step.classes]
+    close(step.metrics["d_loss"], -log_sigmoid(real).mean() - log_sigmoid(-fake).mean() + right[0] + right[1])
+    close(step.metrics["g_loss"], -log_sigmoid(judged).mean() + right[2])
+    for name, classes in zip(["class_real", "class_fake"], step.classes, strict=False):
+        close(step.metrics[name], (classes.argmax(1) == step.labels).double().mean())
+    assert len(step.labels_seen) == 2 and all(torch.equal(labels, step.labels) for labels in step.labels_seen)  # by G
+
+
+# f-GAN: the table of divergences, on P = N(0, 1) and Q = N(1, 1.5^2), by sums over a fine grid
+
+GRID = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
+P, Q = (torch.distributions.Normal(torch.tensor(m).double(), torch.tensor(s).double()) for m, s in ((0, 1), (1, 1.5)))
+LOG_RATIO = P.log_prob(GRID) - Q.log_prob(GRID)
+KL, REVERSE_KL = (torch.distributions.kl_divergence(*pair) for pair in ((P, Q), (Q, P)))
+OVERLAP = torch.tensor((2 * 1.5 / (1 + 1.5**2)) ** 0.5 * 2.718281828459045 ** (-1 / (4 * (1 + 1.5**2)))).double()
+
+
+def expectation(distribution: torch.distributions.Normal, values: Tensor) -> Tensor:
+    return (distribution.log_prob(GRID).exp() * values).sum() * (GRID[1] - GRID[0])
+
+
+def jensen_shannon() -> Tensor:
+    middle = torch.logaddexp(P.log_prob(GRID), Q.log_prob(GRID)) - torch.tensor(2.0).log()
+    return sum(expectation(d, d.log_prob(GRID) - middle) for d in (P, Q)) / 2
+
+
+# The divergence, and the logits v at which g_f(v) is the best T, which is f'(p/q)
+BEST = {
+    "gan": (lambda: 2 * jensen_shannon() - torch.tensor(4.0).double().log(), LOG_RATIO),
+    "js": (lambda: 2 * jensen_shannon(), LOG_RATIO),
+    "kl": (lambda: KL, 1 + LOG_RATIO),
+    "reverse-kl": (lambda: REVERSE_KL, LOG_RATIO),
+    "pearson": (lambda: expectation(Q, (LOG_RATIO.exp() - 1) ** 2), 2 * (LOG_RATIO.exp() - 1)),
+    "squared-hellinger": (lambda: 2 - 2 * OVERLAP, LOG_RATIO / 2),
+}
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_fgan_estimates_the_divergence_of_two_gaussians_with_the_best_t_and_less_with_any_other(name: str) -> None:
+    activation, conjugate = MODULES["fgan"].DIVERGENCES[name]
+    divergence, best = BEST[name][0](), BEST[name][1].clamp(-30, 30)
+
+    def estimate(v: Tensor) -> Tensor:
+        return expectation(P, activation(v)) - expectation(Q, conjugate(activation(v)))
+
+    close(estimate(best), divergence, rtol=1e-5)
+    others = [best + 0.1, best - 0.1, 0.9 * best, 1.1 * best, best + 0.1 * GRID.sin(), best.roll(300)]
+    gaps = [divergence - estimate(v.clamp(-30, 30)) for v in others]
+    assert min(gaps) > 1e-4, gaps
+    assert BEST.keys() == MODULES["fgan"].DIVERGENCES.keys()
+
+
+@pytest.mark.parametrize("loss", ["trick", "exact"])
+@pytest.mark.parametrize("name", BEST)
+def test_step_of_fgan_moves_d_up_and_g_down_the_estimate_or_the_trick(name: str, loss: str) -> None:
+    step = take_step("fgan", "--divergence", name, "--loss", loss)
+    activation, conjugate = MODULES["fgan"].DIVERGENCES[name]
+    real, fake, judged = (logits.detach().double().requires_grad_() for logits in step.logits)
+    estimate = activation(real).mean() - conjugate(activation(fake)).mean()
+    g_loss = -(activation(judged) if loss == "trick" else conjugate(activation(judged))).mean()
+    for metric, value in {"T(x)": activation(real).mean(), "T(G(z))": activation(fake).mean()}.items():
+        close(step.metrics[metric], value)
+    close(step.metrics["divergence"], estimate)
+    close(step.metrics["g_loss"], g_loss)
+    for logits, grad in zip(step.logits, torch.autograd.grad(g_loss - estimate, [real, fake, judged]), strict=True):
+        close(logits.grad, grad, rtol=1e-4)
+
+
+def test_fgan_with_the_divergence_gan_is_dcgan() -> None:
+    fgan = take_step("fgan")
+    torch.manual_seed(0)
+    dcgan = take_step("dcgan")
+    close(-fgan.metrics["divergence"], dcgan.metrics["d_loss"])
+    close(fgan.metrics["g_loss"], dcgan.metrics["g_loss"])
+    for a, b in zip(fgan.networks.parameters(), dcgan.networks.parameters(), strict=True):
+        close(a, b, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name, weight", [("wgan", 0), ("wgan_gp", 0), ("wgan_gp", 3.5)])

@@ -1,4 +1,4 @@
-"""The five scripts are siblings: what has the same name is the same, byte for byte, and the diffs are lessons.
+"""The scripts are siblings: what has the same name is the same, byte for byte, and the diffs are lessons.
 
 python tests/test_sync.py --fix wgan.py      copies what wgan.py shares with the others over theirs
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py"]
+SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py", "lsgan.py", "acgan.py", "fgan.py"]
 DIFFERS = {"__doc__", "Generator", "Discriminator", "Critic", "add_options", "build", "train_step"}
 BANNER = "Plumbing:"
 
@@ -77,7 +77,11 @@ def test_a_script_is_short_and_so_are_its_functions_and_lines(script: str) -> No
 
 @pytest.mark.skipif(not shutil.which("diff"), reason="needs the program diff")
 @pytest.mark.parametrize(
-    ("old", "new", "most"), [("dcgan", "cgan", 35), ("dcgan", "wgan", 70), ("wgan", "wgan_gp", 45)]
+    ("old", "new", "most"),
+    [
+        *[("dcgan", "cgan", 35), ("dcgan", "wgan", 70), ("wgan", "wgan_gp", 45)],
+        *[("dcgan", "lsgan", 20), ("cgan", "acgan", 40), ("dcgan", "fgan", 60)],
+    ],
 )
 def test_a_diff_between_neighbours_is_a_short_lesson(old: str, new: str, most: int) -> None:
     diff = subprocess.run(["diff", f"{old}.py", f"{new}.py"], cwd=ROOT, capture_output=True, text=True).stdout
