@@ -1,6 +1,6 @@
 """How fast the scripts train: beside the bare arithmetic of their networks, and beside the textbook way.
 
-    python benchmarks/throughput.py                          all five on the CPU, float32 and --amp, at their defaults
+    python benchmarks/throughput.py                          all scripts on the CPU, float32 and --amp
     python benchmarks/throughput.py --cuda --image-size 64   on the GPU, as a CUDA graph and step by step
     python benchmarks/throughput.py dcgan wgan --seconds 60
 
