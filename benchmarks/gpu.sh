@@ -17,6 +17,7 @@ case $stage in kernels | scripts) ;; *)
     ;;
 esac
 python=${PYTHON:-python3}
+scripts="vanilla_gan dcgan cgan wgan wgan_gp lsgan acgan fgan"
 out=$(realpath -m "${2:-gpu-report}")
 summary=$out/$stage.md
 mkdir -p "$out"
@@ -67,16 +68,16 @@ if [ "$stage" = kernels ]; then
     part kernels 100 "$python" benchmarks/kernels.py --cuda --seconds 0.5
     table kernels
 else
-    for script in vanilla_gan dcgan cgan wgan wgan_gp; do
+    for script in $scripts; do
         rm -rf "${out:?}/$script"
-        part "train-$script" 40 "$python" "$script.py" --cuda --steps 500 --out "$out/$script"
+        part "train-$script" 25 "$python" "$script.py" --cuda --steps 500 --out "$out/$script"
         cp "$out/$script/training.gif" "$out/$script.gif" 2> /dev/null
         cp "$(ls "$out/$script"/samples/*.png 2> /dev/null | tail -n 1)" "$out/$script.png" 2> /dev/null
     done
-    part throughput-32 150 "$python" benchmarks/throughput.py --cuda --seconds 1.5 --image-size 32
-    part throughput-64 150 "$python" benchmarks/throughput.py --cuda --seconds 1.5 --image-size 64
+    part throughput-32 200 "$python" benchmarks/throughput.py --cuda --seconds 1 --image-size 32
+    part throughput-64 100 "$python" benchmarks/throughput.py dcgan wgan wgan_gp --cuda --seconds 1 --image-size 64
     table throughput-32 throughput-64
-    for script in vanilla_gan dcgan cgan wgan wgan_gp; do
+    for script in $scripts; do
         [ -e "$out/$script/metrics.csv" ] && printf '\n## %s, 500 steps\n\n```\n' "$script" &&
             sed -n '1p;$p' "$out/$script/metrics.csv" && printf '```\n\n![samples](%s.png)\n' "$script"
     done >> "$summary"

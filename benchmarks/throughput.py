@@ -1,7 +1,7 @@
 """How fast the scripts train: beside the bare arithmetic of their networks, and beside the textbook way.
 
     python benchmarks/throughput.py                          all scripts on the CPU, float32 and --amp
-    python benchmarks/throughput.py --cuda --image-size 64   on the GPU, as a CUDA graph and step by step
+    python benchmarks/throughput.py --cuda --image-size 64   on the GPU, as CUDA graphs, in float32 step by step too
     python benchmarks/throughput.py dcgan wgan --seconds 60
 
 The data are 20,000 glyphs in a folder of arrays. Three candidates take turns in one process, about a second each (on
@@ -279,7 +279,7 @@ def main() -> None:
         args = options_of(module, common)
         pictures = Pictures(*module.load_data(args)[:2])
         for amp in ([], ["--amp"]):
-            for graph in (True, False) if bench.cuda else (False,):
+            for graph in (True, False) if bench.cuda and not amp else (bench.cuda,):
                 argv = [*common, *amp, *([] if graph else ["--no-graph"])]
                 times = measure(module, argv, pictures, bench.seconds)
                 seconds = statistics.median(times["train"])
