@@ -37,7 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,6 +72,18 @@ def updates(args: Namespace) -> int:
     return getattr(args, "n_critic", getattr(args, "d_steps", 1))
 
 
+def gan_loss(answer: Tensor | tuple[Tensor, Tensor], target: float, labels: list[Tensor]) -> Tensor:
+    """Cross entropy of what D says, real (1) or fake (0), in lsgan and fgan too; acgan's D says the class as well."""
+    logits, *classes = answer if isinstance(answer, tuple) else (answer,)
+    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+    return loss + sum(F.cross_entropy(x, labels[0]) for x in classes)
+
+
+def told(module: ModuleType, labels: list[Tensor]) -> list[Tensor]:
+    """What D is given beside the image."""
+    return labels if module.__name__ == "cgan" else []
+
+
 # ------------------------------------------------------------------------------------------------------------ the floor
 
 
@@ -84,7 +96,6 @@ def floor(module: ModuleType, args: Namespace) -> Step:
     shape = (args.batch_size, 1, args.image_size, args.image_size)
     real = (torch.rand(shape, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)
     labels = [torch.randint(10, (args.batch_size,), device=device)] if "label" in args else []
-    ones, zeros = torch.ones(args.batch_size, device=device), torch.zeros(args.batch_size, device=device)
     noise = functools.partial(torch.randn, args.batch_size, args.latent_dim, device=device)
 
     def judge_loss(fake: Tensor) -> Tensor:
@@ -93,9 +104,7 @@ def floor(module: ModuleType, args: Namespace) -> Step:
         if module.__name__ == "wgan_gp":
             penalty = module.gradient_penalty(judge, real, fake, args.fused)
             return judge(fake).mean() - judge(real).mean() + args.gp_weight * penalty
-        return F.binary_cross_entropy_with_logits(judge(real, *labels), ones) + F.binary_cross_entropy_with_logits(
-            judge(fake, *labels), zeros
-        )
+        return sum(gan_loss(judge(x, *told(module, labels)), t, labels) for x, t in ((real, 1.0), (fake, 0.0)))
 
     @torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False)  # as the script's loop
     def step() -> Tensor:
@@ -107,14 +116,12 @@ def floor(module: ModuleType, args: Namespace) -> Step:
             d_optimizer.step()
             if module.__name__ == "wgan" and not args.fused:
                 module.clip_weights_(judge, args.clip)
-        judge.requires_grad_(False)
-        scores = judge(generator(noise(), *labels), *labels)
+        answer = judge(generator(noise(), *labels), *told(module, labels))
         wasserstein = module.__name__.startswith("wgan")
-        loss = -scores.mean() if wasserstein else F.binary_cross_entropy_with_logits(scores, ones)
+        loss = -answer.mean() if wasserstein else gan_loss(answer, 1.0, labels)
         g_optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=list(generator.parameters()))
         g_optimizer.step()
-        judge.requires_grad_(True)
         return loss.detach()
 
     if not args.cuda:
@@ -175,7 +182,6 @@ def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
         optimizer = functools.partial(torch.optim.Adam, lr=args.lr, betas=betas)
     g_optimizer, d_optimizer = (optimizer(network.parameters()) for network in (generator, judge))
     batches = forever(DataLoader(pictures, args.batch_size, shuffle=True, drop_last=True))
-    bce = nn.BCEWithLogitsLoss()
 
     @torch.autocast(device, enabled=False)  # its turns come in the script's loop, which may be under --amp
     def step() -> float:
@@ -189,8 +195,8 @@ def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
                 if module.__name__ == "wgan_gp":
                     d_loss = d_loss + args.gp_weight * module.gradient_penalty(judge, real, fake.detach())
             else:
-                d_loss = bce(judge(real, *labels), torch.ones(len(real), device=device))
-                d_loss = d_loss + bce(judge(fake.detach(), *labels), torch.zeros(len(real), device=device))
+                d_loss = gan_loss(judge(real, *told(module, labels)), 1.0, labels)
+                d_loss = d_loss + gan_loss(judge(fake.detach(), *told(module, labels)), 0.0, labels)
             d_loss.backward()
             d_optimizer.step()
             if module.__name__ == "wgan":
@@ -198,8 +204,8 @@ def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
                     p.data.clamp_(-args.clip, args.clip)
             d_loss.item()
         fake = generator(torch.randn(len(real), args.latent_dim, device=device), *labels)
-        scores = judge(fake, *labels)
-        g_loss = -scores.mean() if module.__name__.startswith("wgan") else bce(scores, torch.ones_like(scores))
+        answer = judge(fake, *told(module, labels))
+        g_loss = -answer.mean() if module.__name__.startswith("wgan") else gan_loss(answer, 1.0, labels)
         g_optimizer.zero_grad()
         g_loss.backward()
         g_optimizer.step()
