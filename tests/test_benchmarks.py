@@ -35,7 +35,7 @@ def test_speedrun_trains_and_scores_piece_by_piece_until_the_target_is_reached(
         return found | {"frechet": next(scores), "accuracy": 1.0, "diversity": 1.0, "rarest": 0.1}
 
     monkeypatch.setattr(speedrun.Judge, "__call__", judge)
-    race = speedrun.Race("--batch-size 4 --latent-dim 4", every=1, most=3, frechet=frechet, accuracy=0.9)
+    race = speedrun.Race("--batch-size 4 --latent-dim 4", first=1, every=1, most=3, frechet=frechet, accuracy=0.9)
     monkeypatch.setattr(speedrun, "RACES", {"cgan": race})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run("speedrun", monkeypatch, "cgan", "--final", "--seeds", 1, "--samples", 20)
