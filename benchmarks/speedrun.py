@@ -45,10 +45,10 @@ class Race(NamedTuple):
 
 
 RACES = {
-    "vanilla_gan": Race("--batch-size 64 --lr 1e-3", 2500, 500, 8000, frechet=60),
+    "vanilla_gan": Race("--batch-size 64 --lr 1e-3", 3000, 500, 8000, frechet=60),
     "dcgan": Race("--batch-size 32 --lr 2e-3", 800, 200, 3000, frechet=20),
     "cgan": Race("--batch-size 32 --lr 1e-3", 1000, 100, 3000, frechet=5, accuracy=0.95),
-    "wgan": Race("--batch-size 32 --lr 5e-4 --n-critic 2 --clip 0.05", 800, 200, 4000, frechet=45),
+    "wgan": Race("--batch-size 32 --lr 5e-4 --n-critic 2 --clip 0.05", 1200, 200, 4000, frechet=40),
     "wgan_gp": Race("--batch-size 32 --lr 1e-3", 600, 100, 1600, frechet=20),
 }
 DIVERSITY, RAREST = 0.95, 0.05  # at least, in every race
