@@ -14,7 +14,7 @@ Adversarial Networks, ICCV 2017, https://arxiv.org/abs/1611.04076
     python lsgan.py --resume                              go on with the newest run
     python lsgan.py --resume runs/lsgan-1 --generate 64   64 new images, into runs/lsgan-1/generated
 
-Expect on two CPU cores: a minute an epoch of the built-in digits, the first that can be recognised after 4 epochs.
+Expect on two CPU cores, --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp: digits after a minute.
 
 Differs from the paper: networks and settings are those of dcgan.py, so that nothing but the loss differs from it. (The
 paper's networks are deeper, for images of 112x112.)
