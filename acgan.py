@@ -18,7 +18,7 @@ ICML 2017, https://arxiv.org/abs/1610.09585
 Expect on two CPU cores, --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp: every row its class after a minute.
 
 Differs from the paper: networks and settings are those of cgan.py, but for D's input and output (the paper's D has
-dropout and noise).
+dropout).
 """
 
 import copy
