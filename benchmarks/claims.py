@@ -4,6 +4,7 @@
     python benchmarks/claims.py dcgan --data data/mnist-16       DCGAN's guidelines left out one by one
     python benchmarks/claims.py wgan --data data/mnist-16        does the loss follow the images; a G without BatchNorm
     python benchmarks/claims.py wgan_gp --data data/mnist-16     the penalty against clipping: weights, gradients
+    python benchmarks/claims.py stability --data data/mnist-16   four scripts with five architectures
     python benchmarks/claims.py vanilla --data data/mnist-16     the minimax loss against the non-saturating one
     python benchmarks/claims.py cgan --data data/mnist-16        is it the digit that was asked for
 
@@ -111,6 +112,10 @@ VARIANTS: dict[str, tuple[Edit, Edit]] = {  # of G and of D
     "tanh in G": (activation(nn.ReLU, nn.Tanh), list),
     "LeakyReLU in G": (activation(nn.ReLU, lambda: nn.LeakyReLU(0.2)), list),
 }
+ARCHITECTURES: dict[str, tuple[Edit, Edit]] = {  # of Gulrajani et al. 2017, figure 2, those that fit small images
+    **{kind: VARIANTS[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G", "no BatchNorm")},
+    "tanh": (activation(nn.ReLU, nn.Tanh), activation(nn.LeakyReLU, nn.Tanh)),
+}
 
 
 def changed(kind: type[nn.Module], edit: Edit) -> type[nn.Module]:
@@ -128,7 +133,7 @@ def changed(kind: type[nn.Module], edit: Edit) -> type[nn.Module]:
 def variant(script: ModuleType, name: str) -> Iterator[None]:
     """The script with the networks of a variant. vanilla_gan has none."""
     other = "Critic" if hasattr(script, "Critic") else "Discriminator"
-    edits = dict(zip(("Generator", other), VARIANTS[name], strict=True))
+    edits = dict(zip(("Generator", other), (VARIANTS | ARCHITECTURES)[name], strict=True))
     changes = {}
     if script.__name__ != "vanilla_gan":
         changes = {kind: changed(getattr(script, kind), edit) for kind, edit in edits.items()}
@@ -302,6 +307,7 @@ def share_at_bound(weights: Tensor) -> float:
 COLUMNS = {"frechet": 1, "classes": 1, "diversity": 2}
 POINTS = tuple(k / 10 for k in range(1, 11))  # of a run, at which its loss is set beside its images
 FACTORS = (1, 5, 25)  # of the learning rate; runs are too short for smaller ones
+RATES = {"dcgan": 1e-3, "lsgan": 1e-3, "wgan": 2.5e-4, "wgan_gp": 5e-4}  # five times the default of each
 LOSSES = {"dcgan": "d_loss", "wgan": "wasserstein"}
 
 
@@ -360,6 +366,18 @@ def wgan_gp(options: Namespace) -> None:
     draw(Path(options.out, "wgan_gp.png"), pictures, columns=3)
 
 
+def stability(options: Namespace) -> None:
+    """Five architectures, nothing tuned to any of them (Gulrajani et al. 2017, figure 2)."""
+    head(options, COLUMNS)
+    pictures = {}
+    for kind in ARCHITECTURES:
+        for name, lr in RATES.items():
+            folders, rows = measure(options, name, kind, f"--lr {lr:g}")
+            line(f"{name}, {kind}", [row[-1] for row in rows], COLUMNS)
+            pictures[f"{name}, {kind}"] = folders[0]
+    draw(Path(options.out, "stability.png"), pictures)
+
+
 def vanilla(options: Namespace) -> None:
     """Early in training log(1 - D(G(z))) saturates (Goodfellow et al. 2014, section 3)."""
     columns = {"D(G(z))": 3, "gradient of log(1 - D)": 4, "gradient of -log D": 4} | COLUMNS
@@ -385,7 +403,7 @@ def cgan(options: Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser("claims.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function, steps in {vanilla: 400, dcgan: 500, cgan: 500, wgan: 500, wgan_gp: 300}.items():
+    for function, steps in {vanilla: 400, dcgan: 500, cgan: 500, wgan: 500, wgan_gp: 300, stability: 1000}.items():
         text = function.__doc__.splitlines()[0]
         command = commands.add_parser(function.__name__, help=text, description=text)
         command.set_defaults(function=function)

@@ -14,8 +14,8 @@ claims = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(claims)
 
 TINY = ["--data", "tiny", "--out", "out", "--batch-size", "4", "--seeds", "1", "--samples", "20", "--steps", "8"]
-PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 1, "wgan": 2, "wgan_gp": 2}
-ALL = claims.VARIANTS
+PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 1, "wgan": 2, "wgan_gp": 2, "stability": 1}
+ALL, NEW = claims.VARIANTS, claims.ARCHITECTURES
 LAYERS = {  # how many of a kind G and D have at 8 x 8, where that is not as usual
     "pooling": {"Conv2d": (1, 2), "ConvTranspose2d": (1, 0), "MaxPool2d": (0, 1), "Upsample": (1, 0)},
     "no BatchNorm in G": {"BatchNorm2d": (0, 0)},
@@ -25,6 +25,7 @@ LAYERS = {  # how many of a kind G and D have at 8 x 8, where that is not as usu
     "ReLU in D": {"LeakyReLU": (0, 0), "ReLU": (1, 1)},
     "tanh in G": {"ReLU": (0, 0), "Tanh": (2, 0)},
     "LeakyReLU in G": {"LeakyReLU": (1, 1), "ReLU": (0, 0)},
+    "tanh": {"LeakyReLU": (0, 0), "ReLU": (0, 0), "Tanh": (2, 1)},
 }
 USUAL = {"ConvTranspose2d": (2, 0), "Conv2d": (0, 2), "BatchNorm2d": (1, 0), "ReLU": (1, 0), "LeakyReLU": (0, 1)}
 
@@ -36,6 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     claims.load_judge.cache_clear()  # of another test's images
     monkeypatch.setattr(claims.evaluate, "load_classifier", lambda *_: claims.evaluate.new_classifier(1, 2).eval())
     monkeypatch.setattr(claims, "VARIANTS", {kind: ALL[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")})
+    monkeypatch.setattr(claims, "ARCHITECTURES", {kind: NEW[kind] for kind in ("as it is", "tanh")})
     monkeypatch.setattr(claims, "POINTS", (0.25, 0.5, 1))
     monkeypatch.setattr(claims, "FACTORS", (5,))
 
@@ -54,9 +56,9 @@ def test_each_command_goes_on_from_what_it_has(command: str, capsys, monkeypatch
     assert capsys.readouterr().out == first
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ALL | NEW)
 def test_a_variant_is_what_it_says_with_the_same_input_and_output(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "VARIANTS", ALL)
+    monkeypatch.setattr(claims, "VARIANTS", ALL | NEW)
     dcgan = load("dcgan.py")
     before, args = vars(dcgan).copy(), claims.Namespace(latent_dim=4, channels=1, image_size=8, lr=1e-3, cuda=False)
     with claims.variant(dcgan, kind):
