@@ -375,6 +375,11 @@ def stability(options: Namespace) -> None:
             folders, rows = measure(options, name, kind, f"--lr {lr:g}")
             line(f"{name}, {kind}", [row[-1] for row in rows], COLUMNS)
             pictures[f"{name}, {kind}"] = folders[0]
+    longer = Namespace(**vars(options) | {"steps": 3 * options.steps})  # an MLP learns slowly
+    for name in ("dcgan", "wgan"):
+        folders, rows = measure(longer, name, "MLP as G", f"--lr {RATES[name]:g}")
+        line(f"{name}, MLP as G, {longer.steps} steps", [row[-1] for row in rows], COLUMNS)
+        pictures[f"{name}, MLP, {longer.steps} steps"] = folders[0]
     draw(Path(options.out, "stability.png"), pictures)
 
 

@@ -49,7 +49,7 @@ def test_each_command_goes_on_from_what_it_has(command: str, capsys, monkeypatch
     assert "| real images |" in first and "nan" not in first
     assert len([*Path("out").glob("*.png")]) == PICTURES[command]
     assert '"ema": 0.0' in next(Path("out").glob("*/config.json")).read_text()
-    scores = json.loads(next(Path("out").glob("*/scores.json")).read_text())
+    scores = json.loads(next(Path("out").glob("*_8x*/scores.json")).read_text())
     assert 0 <= scores["8"].get("accuracy", command != "cgan") <= 1
     monkeypatch.setattr(claims, "score", None)  # nothing is measured anew
     assert claims.main([command, *TINY]) == 0
