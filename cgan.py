@@ -13,7 +13,8 @@ Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014, http
     python cgan.py --resume                             go on with the newest run
     python cgan.py --resume runs/cgan-1 --generate 64   64 new images, into runs/cgan-1/generated (--label 7: sevens)
 
-Expect on two CPU cores, --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp: every row its class after a minute.
+Expect on two CPU cores, --data data/mnist-32 --batch-size 64 --lr 5e-4 --amp: every row its class after a minute or
+two, clean digits after 5 epochs, 7 minutes.
 
 Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label enters as a one-hot
 vector beside z in G and as one-hot planes beside the image in D.

@@ -14,8 +14,8 @@ Adversarial Networks, ICLR 2016, https://arxiv.org/abs/1511.06434
     python dcgan.py --resume                              go on with the newest run
     python dcgan.py --resume runs/dcgan-1 --generate 64   64 new images, into runs/dcgan-1/generated
 
-Expect on two CPU cores: a minute an epoch of the built-in digits, the first that can be recognised after 4 epochs. With
---data data/mnist-32 --batch-size 32 --lr 2e-3 --amp: digits after 45 seconds (docs/speedrun.md).
+Expect on two CPU cores: 45 seconds an epoch of the built-in digits, the first that can be recognised after 4 epochs.
+--data data/mnist-32 --batch-size 64 --lr 1e-3 --amp: digits after a minute, clean ones after 5 epochs, 6 minutes.
 
 Differs from the paper: z is normal, not uniform, as in the third author's Torch code, and so are the widths (64 in both
 networks, 512 features at 4x4 for 64x64 images); the depth follows the image size.

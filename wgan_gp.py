@@ -14,7 +14,8 @@ GANs, NeurIPS 2017, https://arxiv.org/abs/1704.00028
     python wgan_gp.py --resume                                go on with the newest run
     python wgan_gp.py --resume runs/wgan_gp-1 --generate 64   64 new images, into runs/wgan_gp-1/generated
 
-Expect on two CPU cores, --data data/mnist-32 --amp: 2 minutes an epoch, digits after 4 to 12.
+Expect on two CPU cores, --data data/mnist-32 --lr 1e-3 --amp: 80 seconds an epoch, digits after the first, clean ones
+after 6; by the defaults digits after 4 to 12.
 
 Differs from the paper: the networks are DCGAN's, the critic's without normalization (the paper also uses ResNets, and
 LayerNorm in the critic).
