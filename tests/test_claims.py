@@ -35,7 +35,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few images, a classifier that has not been trained, three variants that stand for all, few settings."""
     make_data(Path("tiny"), channels=1)
     claims.load_judge.cache_clear()  # of another test's images
-    monkeypatch.setattr(claims.evaluate, "load_classifier", lambda *_: claims.evaluate.new_classifier(1, 2).eval())
+    torch.manual_seed(0)
+    classifier = claims.evaluate.new_classifier(1, 2).eval()
+    monkeypatch.setattr(claims.evaluate, "load_classifier", lambda *_: classifier)
     monkeypatch.setattr(claims, "VARIANTS", {kind: ALL[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")})
     monkeypatch.setattr(claims, "ARCHITECTURES", {kind: NEW[kind] for kind in ("as it is", "tanh")})
     monkeypatch.setattr(claims, "POINTS", (0.25, 0.5, 1))
