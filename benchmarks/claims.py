@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -283,6 +284,7 @@ def draw(path: Path, runs: dict[str, Path], columns: int = 4) -> None:
     for ax in figure.axes:
         ax.axis("off")
     figure.savefig(path, dpi=100, bbox_inches="tight")
+    Image.open(path).convert("L").save(path)  # grey: half the size
     print(path)
 
 
