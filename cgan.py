@@ -2,37 +2,34 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
-"""CGAN, the conditional GAN: it draws the class that it is asked for.
+# With the block above, `uv run` needs no other set-up.
+"""CGAN: a conditional GAN, which draws the class that it is asked for.
 
-Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014, https://arxiv.org/abs/1411.1784
+Mehdi Mirza, Simon Osindero: Conditional Generative Adversarial Nets, 2014,
+https://arxiv.org/abs/1411.1784
 
     D maximizes  E[log D(x|y)] + E[log(1 - D(G(z|y)))]    G maximizes  E[log D(G(z|y))]
 
-    python cgan.py --epochs 25 --cuda                   built-in digits, on a GPU (without --cuda: on the CPU)
-    python cgan.py --data data/mnist-32                 a folder of arrays, from: python prepare.py mnist
-    python cgan.py --resume                             go on with the newest run
-    python cgan.py --resume runs/cgan-1 --generate 64   64 new images, into runs/cgan-1/generated (--label 7: sevens)
+    python cgan.py --epochs 25        trains on built-in digits, on a GPU if there is one
 
-Expect on two CPU cores, --data data/mnist-32 --batch-size 64 --lr 5e-4 --amp: every row its class after a minute or
-two, clean digits after 5 epochs, 7 minutes.
+--data data/mnist-32 trains on what `python prepare.py mnist` has made; --resume continues the
+newest run; --generate 64 writes 64 of its images; --help lists all options.
+On two CPU cores --data data/mnist-32 --batch-size 64 --lr 5e-4 --amp needs 7 minutes, 5 epochs.
 
-Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label enters as a one-hot
-vector beside z in G and as one-hot planes beside the image in D.
+Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label
+enters as a one-hot vector beside z in G and as one-hot planes beside the image in D.
 """
 
 import copy
-import io
+import itertools
 import json
+import math
 import os
-import shutil
-import signal
+import shlex
 import sys
 import time
-import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -40,366 +37,503 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
+CONDITIONAL = True  # the networks take labels, and the data need classes
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    # The GAN, by default with DCGAN's settings (section 4)
+    add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
+    add("--lr", type=fraction, default=2e-4, help="learning rate (default: %(default)s)")
+    add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
+    add("--width", type=positive_int, default=64, help="features next to the image (default: 64)")
+    add("--label", metavar="NAME", help="with --generate: only images of this class")
+    # The run
+    add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
+    add("--epochs", type=positive_int, help="in total, with those before --resume (default: 25)")
+    add("--steps", type=positive_int, help="updates of G in total; the run ends at either limit")
+    add("--out", help="folder of the run (default: the next of runs/NAME-1, runs/NAME-2, ...)")
+    add("--resume", action="store_true", help="start or continue --out (default: the newest run)")
+    add("--generate", type=positive_int, metavar="N", help="write N images of the run and stop")
+    add("--ema", type=fraction, default=0.999, help="decay of the average of G (default: 0.999)")
+    add("--seed", type=int, default=0, help="of weights, noise and shuffling (default: 0)")
+    add("--log-every", type=positive_int, default=50, help="steps between rows (default: 50)")
+    add(
+        "--sample-every", type=positive_int, default=200, help="... between pictures (default: 200)"
+    )
+    # The machine
+    has_gpu = torch.cuda.is_available()
+    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
+    add("--graph", action=BooleanOptionalAction, default=True, help="record a step as a CUDA graph")
+    add("--amp", action=BooleanOptionalAction, default=False, help="run the networks in bfloat16")
+
+
+def images_per_step(args: Namespace) -> int:
+    """Real images for one train_step: several batches where it updates D several times."""
+    return args.batch_size
+
+
+def layer_widths(image_size: int, width: int) -> list[int]:
+    """Features of the layers of side S/2, S/4, ..., 4, so [64, 128, 256, 512] for S = 64."""
+    if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
+        sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
+    layers = int(math.log2(image_size)) - 2
+    return [width * 2**i for i in range(layers)]
+
 
 class Generator(nn.Module):
-    """Maps z (N, latent_dim) ~ N(0, 1) and labels (N,) to images (N, channels, S, S) in [-1, 1].
+    """Maps z and one-hot y, latent_dim numbers in all, to images (N, channels, S, S) in [-1, 1].
 
-    Transposed convolutions only, BatchNorm and ReLU after all but the last, then tanh (DCGAN, section 3).
-    S = image_size is a power of two, 8 or more; ValueError if not.
+    Transposed convolutions, each but the last followed by BatchNorm and ReLU (section 3).
     """
 
-    def __init__(self, latent_dim: int, channels: int, classes: int, image_size: int, width: int = 64) -> None:
+    def __init__(self, latent_dim: int, channels: int, image_size: int, width: int = 64) -> None:
         super().__init__()
-        self.classes = classes
-        if image_size < 8 or image_size & (image_size - 1):
-            raise ValueError(f"image_size must be a power of two, 8 or more, not {image_size}")
-        features = width * image_size // 8  # at 4x4; every doubling of the side halves them: width at S/2
-        layers = [nn.ConvTranspose2d(latent_dim + classes, features, 4, bias=False)]  # (N, features, 4, 4)
-        while features > width:
-            layers += [nn.BatchNorm2d(features), nn.ReLU(inplace=True)]
-            layers += [nn.ConvTranspose2d(features, features // 2, 4, stride=2, padding=1, bias=False)]
-            features //= 2  # (N, features, side, side), side twice as long
-        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]  # (N, width, S/2, S/2)
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1), nn.Tanh())
+        widths = layer_widths(image_size, width)[::-1]
+        layers = [nn.ConvTranspose2d(latent_dim, widths[0], 4, bias=False)]  # 1x1 to 4x4
+        layers += [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        for before, after in itertools.pairwise(widths):  # each doubles the side, up to S/2
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        z = torch.cat([z, nn.functional.one_hot(labels, self.classes)], dim=1)  # (N, latent_dim + classes)
-        return self.layers(z[:, :, None, None]).to(z.dtype)  # under --amp the layers return bfloat16
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        z = torch.cat([z, y], dim=1)
+        images = self.layers(z[:, :, None, None])  # z as an image of one pixel
+        return images.to(z.dtype)  # --amp runs the layers in bfloat16
 
 
 class Discriminator(nn.Module):
-    """Maps images (N, channels, S, S) in [-1, 1], labels (N,) to logits (N,): D(x|y) = sigmoid(logit), real or not.
+    """Maps images and planes of one-hot y, channels in all, to logits (N,): sigmoid is D(x|y).
 
-    Strided convolutions only, LeakyReLU(0.2) after all but the last, BatchNorm after all but the first and the last.
+    Strided convolutions, each but the last followed by LeakyReLU(0.2); BatchNorm after all but the
+    first and the last.
     """
 
-    def __init__(self, channels: int, classes: int, image_size: int, width: int = 64) -> None:
+    def __init__(self, channels: int, image_size: int, width: int = 64) -> None:
         super().__init__()
-        self.classes = classes
-        layers = [nn.Conv2d(channels + classes, width, 4, stride=2, padding=1)]  # (N, width, S/2, S/2)
+        widths = layer_widths(image_size, width)
+        layers = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1)]  # to S/2
         layers += [nn.LeakyReLU(0.2, inplace=True)]
-        features = width
-        while features < width * image_size // 8:
-            layers += [nn.Conv2d(features, features * 2, 4, stride=2, padding=1, bias=False)]
-            features *= 2  # (N, features, side, side), side half as long
-            layers += [nn.BatchNorm2d(features), nn.LeakyReLU(0.2, inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(features, 1, 4))  # (N, features, 4, 4) to (N, 1, 1, 1)
+        for before, after in itertools.pairwise(widths):  # each halves the side, down to 4x4
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(widths[-1], 1, 4)]  # 4x4 to 1x1
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        one_hot = nn.functional.one_hot(labels, self.classes)[:, :, None, None]
-        planes = one_hot.expand(-1, -1, *x.shape[2:])  # (N, classes, S, S)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        planes = y[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (N, classes, S, S)
         return self.layers(torch.cat([x, planes], dim=1)).flatten().to(x.dtype)
 
 
 def init_weights(module: nn.Module) -> None:
-    """Weights ~ N(0, 0.02) (DCGAN, section 4); BatchNorm's scale ~ N(1, 0.02), as in the authors' code."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, 0.02)
+    """Weights ~ N(0, 0.02) (section 4); BatchNorm's scale ~ N(1, 0.02), as in the authors' code."""
+    if isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """DCGAN's settings, and which class to draw."""
-    parser.set_defaults(batch_size=128, lr=2e-4)
-    parser.add_argument("--label", metavar="K", help="with --generate: only this class, by its name")
-
-
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     """The networks, initialized, and the optimizer of each."""
-    generator = Generator(args.latent_dim, args.channels, len(args.classes), args.image_size).apply(init_weights)
-    discriminator = Discriminator(args.channels, len(args.classes), args.image_size).apply(init_weights)
+    classes = len(args.classes)
+    generator = Generator(args.latent_dim + classes, args.channels, args.image_size, args.width)
+    generator.apply(init_weights)
+    discriminator = Discriminator(args.channels + classes, args.image_size, args.width)
+    discriminator.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
+    # fused: one kernel updates all weights; capturable: a CUDA graph may record the update
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": args.cuda}
-    return networks, [optim.Adam(network.parameters(), **adam) for network in networks.values()]
+    g_optimizer = optim.Adam(generator.parameters(), **adam)
+    d_optimizer = optim.Adam(discriminator.parameters(), **adam)
+    return networks, [g_optimizer, d_optimizer]
 
 
-def train_step(networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor) -> dict:
-    """One update of D, on real images (N, C, S, S) in [-1, 1], then one of G. Returns 0-dim tensors, to log."""
+def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
+    return generator(z, nn.functional.one_hot(labels, len(args.classes)))
+
+
+def train_step(
+    networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns the columns of metrics.csv.
+
+    Only conditional GANs use the labels. On a GPU a CUDA graph records this function and replays
+    its kernels: a print or a schedule in it would not run again, and .item() cannot be recorded.
+    """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
     bce = nn.functional.binary_cross_entropy_with_logits
+    y = nn.functional.one_hot(labels, len(args.classes))  # (N, classes)
 
     # (1) Update D: maximize log D(x|y) + log(1 - D(G(z|y)|y))
     z = torch.randn(len(real), args.latent_dim, device=real.device)
-    with torch.no_grad():  # D learns here, not G
-        fake = generator(z, labels)  # fakes of the same classes
-    real_logits = discriminator(real, labels)  # real and fake apart: BatchNorm must not mix their statistics
-    fake_logits = discriminator(fake, labels)
-    d_loss = bce(real_logits, torch.ones_like(real_logits)) + bce(fake_logits, torch.zeros_like(fake_logits))
+    with torch.no_grad():  # this update must not reach G
+        fake = generator(z, y)  # of the same classes
+    # Two passes, not one of real and fake together: BatchNorm must not mix their statistics
+    real_logits = discriminator(real, y)
+    fake_logits = discriminator(fake, y)
+    d_loss_real = bce(real_logits, torch.ones_like(real_logits))
+    d_loss_fake = bce(fake_logits, torch.zeros_like(fake_logits))
+    d_loss = d_loss_real + d_loss_fake
     d_optimizer.zero_grad()
     d_loss.backward()
     d_optimizer.step()
 
     # (2) Update G: maximize log D(G(z|y)|y), with fresh noise
     z = torch.randn(len(real), args.latent_dim, device=real.device)
-    logits = discriminator(generator(z, labels), labels)
+    logits = discriminator(generator(z, y), y)
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # saves the gradients of D's weights
+    g_loss.backward(inputs=list(generator.parameters()))  # computes no gradients for D's weights
     g_optimizer.step()
-    d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
+
+    d_real = real_logits.sigmoid().mean()
+    d_fake = fake_logits.sigmoid().mean()
     return {"D(x)": d_real, "D(G(z))": d_fake, "d_loss": d_loss, "g_loss": g_loss}
 
 
-# ------------------------- Plumbing: the same in all scripts, nothing in it is about this GAN -------------------------
+# ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
-SCRIPT = Path(__file__).stem
-# Set by torchrun: which process this is, which on this machine, of how many. Process 0 alone prints and writes.
-RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(*x)) for x in [("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)])
-
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a training that failed."""
-    if RANK == 0:
-        tqdm.write(f"{SCRIPT}.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
-    raise SystemExit(code)
+SCRIPT = Path(globals().get("__file__", "notebook")).stem  # code in a notebook has no __file__
+SAVE_EVERY = 60  # seconds between checkpoints
+WARMUP_STEPS = 3  # steps before a CUDA graph is recorded
+# torchrun sets these in each of its processes. Process 0 alone prints and writes files.
+RANK = int(os.environ.get("RANK", 0))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
-def glyphs(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Draws digits in random places, turns, sizes and strokes: images uint8 (count, 1, size, size), labels (count,)."""
+# Types of options: argparse reports a ValueError in one line
+def positive_int(text: str) -> int:
+    if int(text) <= 0:
+        raise ValueError
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Draws digits of random position, size, stroke and rotation, the same for each Pillow."""
     rng = np.random.default_rng(0)
     fonts = [ImageFont.load_default(points) for points in range(size * 5 // 8, size)]
-    images, labels = np.empty((count, 1, size, size), np.uint8), rng.integers(10, size=count)
-    for image, label in zip(images, labels, strict=True):
-        canvas, (x, y) = Image.new("L", (size, size)), rng.normal(size / 2, size / 20, 2)
-        font, stroke = fonts[rng.integers(len(fonts))], rng.integers(2)
-        ImageDraw.Draw(canvas).text((x, y), str(label), 255, font, anchor="mm", stroke_width=stroke)
-        image[0] = canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC)
+    images = np.empty((count, 1, size, size), np.uint8)
+    labels = rng.integers(10, size=count)
+    for i in range(count):
+        canvas = Image.new("L", (size, size))
+        center = tuple(rng.normal(size / 2, size / 20, 2))
+        font = fonts[rng.integers(len(fonts))]
+        stroke = rng.integers(2)
+        draw = ImageDraw.Draw(canvas)
+        draw.text(center, str(labels[i]), "white", font, anchor="mm", stroke_width=stroke)
+        images[i, 0] = canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def load_data(args: Namespace) -> tuple[Tensor, Tensor, list[str]]:
-    """All images uint8 (N, C, S, S), their labels int64 (N,) and the names of the classes ([] if there are none)."""
-    if args.data == "glyphs":
-        return *glyphs(), [str(digit) for digit in range(10)]
-    folder = Path(args.data)
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="c")  # read from disk where it is used
-        classes = (folder / "classes.txt").read_text("utf-8").splitlines() if (folder / "classes.txt").exists() else []
-        labels = np.load(folder / "labels.npy").astype(np.int64) if classes else np.zeros(len(images), np.int64)
-        count, channels, height, width = images.shape
-        fits = images.dtype == np.uint8 and channels in (1, 3) and 0 < height == width and labels.shape == (count,)
-        if not fits or labels.min() < 0 or labels.max() >= max(1, len(classes)) or ("label" in args and not classes):
-            raise ValueError("images must be uint8 (N, 1 or 3, S, S), labels the class of each; cgan.py needs them")
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        fail(f"--data {folder}: {error}; to make it: python prepare.py {folder.name.removesuffix('-32')}")
-    return torch.from_numpy(images), torch.from_numpy(labels), classes
+def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
+    """Images uint8 (N, C, S, S), labels int64 (N,) and the names of the classes, [] without any."""
+    if name == "digits":
+        images, labels = digits()
+        return images, labels, list("0123456789")
+    folder = Path(name)
+    if not (folder / "images.npy").exists():
+        sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
+    # The images stay on disk. Mode c, copy-on-write: PyTorch warns of read-only arrays
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="c")
+    is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
+    if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
+        sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
+    labels = np.zeros(len(images))
+    classes = []
+    if (folder / "classes.txt").exists():
+        labels = np.load(folder / "labels.npy")
+        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
+        if len(labels) != len(images) or not set(labels.flat) <= set(range(len(classes))):
+            sys.exit("labels.npy must have one label for each image, from 0 to classes - 1.")
+    elif CONDITIONAL:
+        sys.exit(f"{folder} has no classes.txt, but {SCRIPT} needs classes.")
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
 
 
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
-    """Tiles images (N, C, S, S), N a multiple of columns. [-1, 1] is black to white, always, so that frames compare."""
-    pixels = images.mul(127.5).add(128).clamp(0, 255).byte().cpu()
-    picture = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(columns)], dim=1)  # (C, height, width)
-    return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
+    """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
+    pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # (C, S, columns * S)
+    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
+    return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is grey
+
+
+def draw_samples(generator: nn.Module, args: Namespace, device: torch.device) -> Image.Image:
+    """8 rows of 8 images, or a row for each class, from the same noise at every call."""
+    rows = min(len(args.classes), 16) if CONDITIONAL else 8
+    labels = torch.arange(rows, device=device).repeat_interleave(8)
+    random = torch.Generator().manual_seed(args.seed)
+    z = torch.randn(len(labels), args.latent_dim, generator=random).to(device)
+    return to_picture(sample(generator, args, z, labels), columns=8)
 
 
 def generate(args: Namespace, checkpoint: dict) -> None:
-    """Writes --generate images to RUN/generated, the same at every call; cgan: one folder for each class."""
-    networks, _ = load_networks(args, checkpoint)
-    device, folder = next(networks.parameters()).device, Path(args.out, "generated")
-    names = [args.label] if vars(args).get("label") else args.classes or [""]
-    if not set(names) <= {*args.classes, ""}:
-        fail(f"--label {args.label} is none of {', '.join(args.classes)}")
-    shutil.rmtree(folder, ignore_errors=True)
-    for i in tqdm(range(args.generate), str(folder)):
-        name, z = names[i % len(names)], torch.randn(1, args.latent_dim, device=device)
-        labels = [torch.tensor([args.classes.index(name)], device=device)] if "label" in args else []
-        path = folder / (Path(name).name if labels else "") / f"{i:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_picture(networks["generator_ema"](z, *labels)).save(path)
+    """Writes --generate images to OUT/generated, the same ones at every call."""
+    networks, _ = make_networks(args, checkpoint)
+    device = next(networks.parameters()).device
+    names = args.classes if CONDITIONAL else [""]  # the classes in turn, with a folder for each
+    if CONDITIONAL and args.label:
+        names = [args.label]
+        if args.label not in args.classes:
+            sys.exit(f"--label must be one of {', '.join(args.classes)}.")
+    random = torch.Generator().manual_seed(args.seed)
+    for i in tqdm(range(args.generate), f"{args.out}/generated"):
+        name = names[i % len(names)]
+        label = args.classes.index(name) if CONDITIONAL else 0
+        folder = Path(args.out, "generated", Path(name).name)  # ../x stays inside
+        folder.mkdir(parents=True, exist_ok=True)
+        # One by one, so that image i does not depend on how many are asked for
+        z = torch.randn(1, args.latent_dim, generator=random).to(device)
+        labels = torch.tensor([label], device=device)
+        image = sample(networks["generator_ema"], args, z, labels)
+        to_picture(image).save(folder / f"{i:06d}.png")
 
 
-def average(tensors: list[Tensor]) -> None:
-    """Makes each tensor its mean over all processes. Not DDP, through which a gradient penalty does not work."""
+def average_gradients(optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Averages the gradients over all processes before an optimizer's step.
+
+    DistributedDataParallel does not allow torch.autograd.grad, which gradient penalties need.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            torch.distributed.all_reduce(parameter.grad)  # the sum
+            parameter.grad /= WORLD_SIZE
+
+
+def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
+    """The networks on the device, generator_ema among them, and their optimizers."""
+    torch.manual_seed(args.seed)  # the same weights in all processes
+    networks, optimizers = build(args)
+    networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
     if WORLD_SIZE > 1:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        for tensor, mean in zip(tensors, flat.div_(WORLD_SIZE).split([x.numel() for x in tensors]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
-
-
-def load_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """The networks, generator_ema among them, and the optimizers, on the device; new or as the checkpoint has them."""
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # TF32
-    warnings.filterwarnings("ignore", "This instance was constructed with capturable")  # the steps before the capture
-    torch.manual_seed(args.seed)
-    try:
-        networks, optimizers = build(args)
-        networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-        networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks) if args.cuda and WORLD_SIZE > 1 else networks
-        networks.to("cuda" if args.cuda else "cpu", memory_format=torch.channels_last)  # fastest for convolutions
-        for name, network in networks.items() if checkpoint else ():
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(average_gradients)
+        if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
+            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
+    # The optimizers stay valid: their parameters are moved, not replaced
+    networks.to("cuda" if args.cuda else "cpu", memory_format=torch.channels_last)
+    if checkpoint:
+        for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
-    except (KeyError, ValueError, RuntimeError) as error:  # an image size, a checkpoint of other networks
-        fail(f"cannot build the networks{f' of {args.out}' if checkpoint else ''}: {error}")
-    for k, optimizer in enumerate(optimizers):
-        if checkpoint:  # has the state, the settings come from args
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": checkpoint["optimizers"][k]})
-        optimizer.register_step_pre_hook(lambda o, *_: average([p.grad for p in o.param_groups[0]["params"]]))
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+            # Moments come from the checkpoint, settings from the options: --lr may be a new one
+            settings = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": settings})
     return networks, optimizers
 
 
-def capture(step: Callable, *inputs: object) -> Callable[[], dict[str, Tensor]] | None:
-    """Records step(*inputs) as a CUDA graph: its hundreds of launches, on the same memory each time, become one."""
-    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
-    try:
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            metrics = step(*inputs)
-    except RuntimeError as error:
-        print(f"hint: no CUDA graph, so steps may take longer: {error.__context__ or error}")
-        generator.graphsafe_set_state(generator.clone_state())  # until PyTorch 2.11 it would stay in capture mode
-        return None
-    return lambda: graph.replay() or metrics  # replay returns None
+def float_tensors(network: nn.Module) -> list[Tensor]:
+    """The weights and BatchNorm's statistics, which share the network's memory."""
+    return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
-def train(args: Namespace, checkpoint: dict) -> int:
-    """Trains until --epochs or --steps is reached, or SIGINT or SIGTERM comes. Returns the exit code."""
-    images, labels, args.classes = load_data(args)
-    args.channels, args.image_size = images.shape[1:3]
-    images_per_step = args.batch_size * getattr(args, "n_critic", getattr(args, "d_steps", 1))
-    steps_per_epoch = max(1, len(images) // images_per_step)  # the rest is left out, another one in each epoch
-    networks, optimizers = load_networks(args, checkpoint)
-    device = next(networks.parameters()).device
-    if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # else each batch travels to the GPU
-        images, labels = images.to(device), labels.to(device)
-    rows = torch.arange(min(len(args.classes), 16) if "label" in args else 8).repeat_interleave(8)  # 8 images a row
-    noise = [torch.randn(len(rows), args.latent_dim)] + ([rows] if "label" in args else [])
-    state = {"script": SCRIPT, "step": 0, "noise": noise, "sums": torch.zeros(1), "metrics": "", "seconds": 0.0}
-    state |= {**checkpoint, "args": vars(args)}
-    step, last = state["step"], min(args.epochs * steps_per_epoch, args.steps or sys.maxsize)
-    sums, began, run = state["sums"].to(device), time.monotonic() - state["seconds"], Path(args.out)
-    averages, weights = (networks[name].state_dict().values() for name in ("generator_ema", "generator"))
-    averages, weights = ([x for x in values if x.is_floating_point()] for values in (averages, weights))
-    if RANK == 0:
-        (run / "samples").mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(vars(args), indent=2))
-        (run / "metrics.csv").write_text(state["metrics"])  # rows after the checkpoint come again
-    hint = " (hint: --cuda would use the GPU)" if torch.cuda.is_available() and not args.cuda else ""
-    print(f"{run}: steps {step} to {last} with {len(images):,} images of {args.data} on {device}{hint}", flush=True)
-
-    signals = set()  # that have come: the step under way is finished, then all is saved
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.add(number))
-    order, replay, stop, capture_at = None, None, torch.zeros(1), step + 3  # by then cuDNN has chosen its algorithms
-    real = torch.empty(images_per_step // WORLD_SIZE, *images.shape[1:], device=device)
-    real_labels = labels.new_empty(len(real), device=device)
-    inputs = networks, optimizers, args, real, real_labels
-    bar = tqdm(total=last, initial=step, unit="step", mininterval=1, disable=RANK > 0)
-    with bar, torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False):
-        while step < last and not stop:
-            epoch, i = divmod(step, steps_per_epoch)
-            if i == 0 or order is None:
-                torch.manual_seed(hash((args.seed, epoch)))
-                order = torch.randperm(len(images)).to(images.device)
-            index = torch.arange(i * images_per_step + RANK, (i + 1) * images_per_step, WORLD_SIZE, device=order.device)
-            index = order[index % len(order)]  # of the images for this process; few images come several times
-            real.copy_(images[index].to(device)).div_(127.5).sub_(1)
-            real_labels.copy_(labels[index])
-            replay = capture(train_step, *inputs) if args.cuda and args.graph and step == capture_at else replay
-            torch.manual_seed(hash((args.seed, step, RANK)))  # so that a resumed run draws what it would have drawn
-            metrics = replay() if replay else train_step(*inputs)
-            torch._foreach_lerp_(averages, weights, 1 - min(args.ema, (1 + step) / (20 + step)))
-            sums = (sums if step % args.log_every else 0) + torch.stack(list(metrics.values())).detach()
-            step += 1
-            bar.update()
-            stop.fill_(len(signals))
-            average([stop])  # a signal may reach them between different steps
-            row_due, save_due = step % args.log_every == 0, i + 1 == steps_per_epoch or step == last or stop
-            if row_due or save_due:  # only here the host waits for the GPU
-                average([sums])
-                if not all(x.isfinite().all() for x in [sums, *networks.state_dict().values()]):
-                    fail(f"losses or weights are not finite at step {step}; {run}/checkpoint.pt is from before", 1)
-            if row_due and RANK == 0:
-                means = [f"{mean:.6g}" for mean in (sums / args.log_every).tolist()]
-                state["metrics"] = state["metrics"] or ",".join(["step", "epoch", *metrics, "seconds"]) + "\n"
-                state["metrics"] += f"{step},{epoch + 1},{','.join(means)},{time.monotonic() - began:.1f}\n"
-                (run / "metrics.csv").write_text(state["metrics"])
-                bar.set_postfix(dict(zip(metrics, means, strict=True)), refresh=False)
-            if save_due and RANK == 0:
-                images_now = networks["generator_ema"](*(x.to(device) for x in state["noise"]))
-                to_picture(images_now, 8).save(run / f"samples/epoch-{epoch + 1:04d}.png")
-                state |= {name: network.state_dict() for name, network in networks.items()}
-                state |= {"optimizers": [optimizer.state_dict()["state"] for optimizer in optimizers]}
-                state |= {"step": step, "sums": sums, "seconds": time.monotonic() - began}
-                with (run / "checkpoint.part").open("wb") as file:  # whatever happens, checkpoint.pt is a whole one
-                    torch.save(state, buffer := io.BytesIO())  # to a file it reports a full disk as a RuntimeError
-                    file.write(buffer.getbuffer())
-                    file.flush()
-                    os.fsync(file.fileno())
-                (run / "checkpoint.part").replace(run / "checkpoint.pt")
-                if step == last:
-                    frames = map(Image.open, sorted((run / "samples").glob("epoch-*.png")))  # one after the other
-                    next(frames).save(run / "training.gif", save_all=True, append_images=frames, duration=200, loop=0)
-    print(f"step {step} of {last}; to go on (with more --epochs or --steps): python {SCRIPT}.py --resume {run}")
-    return 128 + signals.pop() if signals else 0
+def set_seed(*numbers: int) -> None:
+    torch.manual_seed(hash(numbers))  # the same in every process: Python salts only strings
 
 
-def parse_args(argv: list[str] | None) -> tuple[Namespace, dict]:
-    """The arguments and, with --resume, the checkpoint, which gives those that are not typed again."""
-    parser = ArgumentParser(f"{SCRIPT}.py", description=__doc__.splitlines()[0])
-    parser.error = fail
-    add = parser.add_argument
-    add("--data", default="glyphs", metavar="DIR", help="glyphs, built in (default), or a folder made by prepare.py")
-    add("--epochs", type=int, default=25, metavar="N", help="in all, those before --resume included (%(default)s)")
-    add("--steps", type=int, metavar="N", help="stop after N updates of G in all")
-    add("--batch-size", type=int, metavar="N", help="images in a batch (%(default)s)")
-    add("--latent-dim", type=int, default=100, metavar="N", help="numbers in z (%(default)s)")
-    add("--lr", type=float, metavar="X", help="learning rate of both networks (%(default)s)")
-    add("--ema", type=float, default=0.999, metavar="X", help="decay of the average of G's weights (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, noise and order of data (%(default)s)")
-    add("--log-every", type=int, default=50, metavar="N", help="steps between rows of metrics.csv (%(default)s)")
-    add("--cuda", action=BooleanOptionalAction, default=False, help="use the GPU")
-    add("--graph", action=BooleanOptionalAction, default=True, help="with --cuda: replay each step as a CUDA graph")
-    add("--amp", action=BooleanOptionalAction, default=False, help="networks in bfloat16, losses in float32")
-    add("--out", metavar="DIR", help=f"the run's folder (runs/{SCRIPT}-K, K the next free number)")
-    add("--resume", nargs="?", const="", metavar="RUN", help="go on with RUN, else the run in --out, else the newest")
-    add("--generate", type=int, metavar="N", help="with --resume: write N images to RUN/generated and stop")
-    add_options(parser)
-    args, checkpoint = parser.parse_args(argv), {}
-    newest = max(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime, default=Path("runs/*/none"))
-    path = Path(args.resume or args.out or newest.parent, "checkpoint.pt")
-    if args.resume != "" and args.out and Path(args.out, "checkpoint.pt").exists():
-        fail(f"--out: {args.out} holds a run; --resume {args.out} goes on with it")
-    if args.resume or (args.resume == "" and (path.exists() or not args.out)):  # else --out DIR --resume begins a run
+def make_run(out: str | None) -> Path:
+    """Makes the folder of a new run: out, or the first free of runs/NAME-1, runs/NAME-2, ..."""
+    if out:
+        run = Path(out)
+        run.mkdir(parents=True, exist_ok=True)
+        if any(run.iterdir()):
+            sys.exit(f"{run} is not empty. --resume continues a run.")
+        return run
+    number = 1
+    while True:
+        run = Path(f"runs/{SCRIPT}-{number}")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            parser.set_defaults(**checkpoint["args"] | {"out": str(path.parent)})
-            if checkpoint["script"] != SCRIPT:
-                fail(f"--resume: {path} is of {checkpoint['script']}.py")
-        except Exception as error:  # torch.load raises all kinds on a broken file
-            fail(f"--resume: {path} is no run of {SCRIPT}.py: {type(error).__name__}: {str(error).partition('. ')[0]}")
-        args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if type(value) in (int, float) and not (0 if name in ("seed", "ema", "gp_weight") else 1e-12) <= value < 2**63:
-            fail(f"--{name.replace('_', '-')} {value} is out of range")
-    if args.generate and (not checkpoint or WORLD_SIZE > 1):
-        fail("--generate needs --resume RUN and a single process")
-    if args.batch_size % WORLD_SIZE or args.batch_size < 2 * WORLD_SIZE:
-        fail(f"--batch-size {args.batch_size} is not 2 images or more, evenly, for each of {WORLD_SIZE} processes")
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            number += 1
+
+
+def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, **more: object) -> None:
+    state = {name: network.state_dict() for name, network in networks.items()} | more
+    state["optimizers"] = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    part = run / "checkpoint.part"  # if the process is killed here, the old checkpoint stays
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before it replaces the old one
+    part.replace(run / "checkpoint.pt")
+
+
+def train(args: Namespace, checkpoint: dict) -> None:
+    """Trains until --epochs or --steps, with rows, pictures and checkpoints on the way."""
+    images, labels, args.classes = load_data(args.data)
+    args.channels, args.image_size = images.shape[1:3]  # --generate needs them
+    batch_size = images_per_step(args)  # over all processes
+    if batch_size > len(images):
+        sys.exit(f"A step takes {batch_size} images, and {args.data} has {len(images)}.")
+    if args.batch_size % WORLD_SIZE:
+        sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
+    batches = [len(images), batch_size]
+    if checkpoint.get("batches", batches) != batches:
+        sys.exit(f"{args.out} needs the images and the --batch-size that it began with.")
+    networks, optimizers = make_networks(args, checkpoint)
+    device = next(networks.parameters()).device
+    if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half the free memory
+        images, labels = images.to(device), labels.to(device)
+
+    # Each step finds its images in the same memory, as a CUDA graph requires
+    real = torch.empty(batch_size // WORLD_SIZE, *images.shape[1:], device=device)
+    real_labels = torch.empty(len(real), dtype=torch.long, device=device)
+
+    def run_step() -> dict[str, Tensor]:
+        # No cache: its bfloat16 weights would be stale after an optimizer's step
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False):
+            return train_step(networks, optimizers, args, real, real_labels)
+
+    averages = float_tensors(networks["generator_ema"])
+    weights = float_tensors(networks["generator"])
+
+    # Where the run begins and ends
+    steps_per_epoch = len(images) // batch_size  # the last, partial batch is dropped
+    first_step = checkpoint.get("step", 0)
+    last_step = args.steps or args.epochs * steps_per_epoch
+    if args.epochs:
+        last_step = min(last_step, args.epochs * steps_per_epoch)
+    recent = [x.to(device) for x in checkpoint.get("recent", [])]  # metrics since the last row
+    table = checkpoint.get("metrics", "")  # the text of metrics.csv
+    began = time.monotonic()
+    saved = began
+
+    if RANK == 0:
+        if not args.resume:
+            args.out = str(make_run(args.out))
+        run = Path(args.out)
+        (run / "samples").mkdir(exist_ok=args.resume)  # fails if another script began this run
+        (run / "config.json").write_text(json.dumps(vars(args), indent=2))
+        print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {device}")
+    graph = None
+    bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
+    for step in bar:
+        # The seed and the epoch give the order of the images; the seed, the step and the process
+        # give the noise. So a resumed run redoes lost steps identically, on a CPU to the bit.
+        epoch, batch = divmod(step, steps_per_epoch)
+        if batch == 0 or step == first_step:
+            set_seed(args.seed, epoch)
+            order = torch.randperm(len(images)).to(images.device)
+        index = order[batch * batch_size : (batch + 1) * batch_size]
+        index = index[RANK::WORLD_SIZE]  # the share of this process
+        real.copy_(images[index].to(device)).div_(127.5).sub_(1)
+        real_labels.copy_(labels[index])
+        # A CUDA graph replays a step's hundreds of kernels with one launch, on whatever is in real
+        # by then. It is recorded once cuDNN has chosen its algorithms and Adam has made its state.
+        if args.cuda and args.graph and step == first_step + WARMUP_STEPS:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                metrics = run_step()  # records the step and does not run it
+        set_seed(args.seed, step, RANK)
+        if graph:
+            graph.replay()  # writes new values to the same metrics
+        else:
+            metrics = run_step()
+        decay = min(args.ema, (1 + step) / (20 + step))  # lower at first, when G changes fast
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # averages += (1 - decay) * difference
+        if RANK > 0:
+            continue
+
+        done = step + 1
+        now = time.monotonic()
+        recent.append(torch.stack(list(metrics.values())).detach())
+        row_due = done % args.log_every == 0 or done == last_step
+        save_due = now - saved > SAVE_EVERY or done == last_step
+        if row_due or save_due:  # only then, as the CPU has to wait for the GPU
+            largest = nn.utils.get_total_norm(networks.parameters(), math.inf)
+            if not largest.isfinite():
+                sys.exit(f"Weights are not finite at step {done}; {run} holds an earlier step.")
+        if row_due:
+            means = torch.stack(recent).mean(0).tolist()
+            columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
+            bar.set_postfix(columns)
+            if not table:
+                table = f"step,epoch,{','.join(columns)},seconds\n"
+            row = f"{done},{epoch + 1},{','.join(columns.values())},{now - began:.1f}\n"
+            (run / "metrics.csv").write_text(table + row)
+            if done % args.log_every == 0:  # if the run goes on, a shorter row is not kept
+                table += row
+                recent.clear()
+        if done % args.sample_every == 0 or done == last_step:
+            picture = draw_samples(networks["generator_ema"], args, device)
+            picture.save(run / f"samples/step-{done:06d}.png")
+        if save_due:
+            saved = now
+            progress = {"step": done, "metrics": table, "recent": recent, "batches": batches}
+            save_checkpoint(run, networks, optimizers, args=vars(args), script=SCRIPT, **progress)
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
+    """The options, and the checkpoint of the run, {} if there is none yet."""
+    parser = ArgumentParser(f"{SCRIPT}.py")
+    add_options(parser)
+    args = parser.parse_args(argv)
+    checkpoint = {}
+    options = {}  # of the run that is continued
+    if args.resume or args.generate:
+        runs = Path("runs").glob(f"{SCRIPT}-*")
+        newest = max(runs, key=os.path.getmtime, default=Path(f"runs/{SCRIPT}-1"))
+        run = Path(args.out or newest)
+        if (run / "checkpoint.pt").exists():
+            checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+            options = checkpoint["args"]
+        elif args.generate:
+            parser.error(f"{run} has no checkpoint.pt")
+        elif (run / "config.json").exists():  # it was stopped before its first checkpoint
+            options = json.loads((run / "config.json").read_text())
+        args.out = str(run)
+        if checkpoint.get("script", SCRIPT) != SCRIPT:
+            parser.error(f"{run} is a run of {checkpoint['script']}.py")
+    if options:
+        if args.epochs or args.steps:  # a new end replaces the old one
+            options |= {"epochs": None, "steps": None}
+        del options["cuda"]  # the machine may be another one
+        parser.set_defaults(**options | {"out": args.out})
+        args = parser.parse_args(argv)  # what is typed again wins
+    if not args.epochs and not args.steps:
+        args.epochs = 25
+    args.resume = bool(options)
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        fail("--cuda: PyTorch sees no GPU for this process; --no-cuda runs on the CPU")
-    args.out = args.out or next(run for k in range(1, 10**6) if not Path(run := f"runs/{SCRIPT}-{k}").exists())
+        parser.error("--cuda: PyTorch sees no GPU; --no-cuda trains on the CPU")
     return args, checkpoint
 
 
-def main(argv: list[str] | None = None) -> int:
-    sys.stdout = sys.stdout if RANK == 0 else Path(os.devnull).open("w")  # noqa: SIM115
+def main(argv: list[str] | None = None) -> None:
+    args, checkpoint = parse_args(argv)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # TF32
+    if args.cuda:
+        torch.cuda.set_device(LOCAL_RANK)
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured
+    if WORLD_SIZE > 1:
+        torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
-        args, checkpoint = parse_args(argv)
-        if args.cuda:
-            torch.cuda.set_stream(torch.cuda.Stream(LOCAL_RANK))  # of this GPU; the default one cannot be captured
-        if WORLD_SIZE > 1:
-            torch.distributed.init_process_group()
-            torch.distributed.broadcast_object_list(found := [args, checkpoint])  # process 0 names the run
-            args, checkpoint = found
-        return (generate if args.generate else train)(args, checkpoint) or 0
+        if args.generate:
+            generate(args, checkpoint)
+        else:
+            train(args, checkpoint)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except (OSError, torch.OutOfMemoryError) as error:  # a full disk, a folder without permission
-        fail(str(error), 1)
+        if RANK == 0 and args.out and not args.generate:
+            out = shlex.quote(args.out)
+            print(f"To continue: python {SCRIPT}.py --resume --out {out}", file=sys.stderr)
+        sys.exit(130)
+    if WORLD_SIZE > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
