@@ -1,6 +1,7 @@
-// What the kernels compute, for one element or one sample, and how they cut the work into chunks.
+// What the kernels compute for one element or one sample.
 //
-// Written once, included by the CPU and the CUDA kernels alike: a test on the CPU runs the arithmetic of the GPU.
+// The CPU and the CUDA kernels both include this file, so a test on the CPU also tests the formulas
+// of the GPU.
 #pragma once
 
 #include <cmath>
@@ -15,58 +16,56 @@
 
 namespace gan {
 
-// The type to compute in.
+// The type in which to compute with elements of type T: float32 for float16 and bfloat16, T itself
+// for float32 and float64.
 template <typename T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// x clamped to [-c, c]. NaN stays NaN, as in torch.clamp, because both comparisons are false.
+// Clamps x to [-c, c]. NaN stays NaN, as in torch.clamp, because both comparisons are false.
 template <typename A>
 GAN_HOST_DEVICE inline A clip(A x, A c) {
     x = x < -c ? -c : x;
     return x > c ? c : x;
 }
 
-// The numbers of one step of RMSprop and of the clipping after it.
+// The settings of RMSprop and of the clip after it.
 template <typename A>
 struct Step {
-    A lr, alpha, beta, eps, c;  // beta is 1 - alpha, rounded once
+    Step(double lr, double alpha, double eps, double c)
+        : lr(lr), alpha(alpha), one_minus_alpha(1 - alpha), eps(eps), c(c) {}
+
+    A lr;
+    A alpha;
+    A one_minus_alpha;  // computed in double, which matters if alpha is close to 1
+    A eps;
+    A c;
 };
 
-// One weight p with gradient g and running mean v of g^2: v <- alpha v + (1 - alpha) g^2, p <- p - lr g / (sqrt(v) +
-// eps) as torch.optim.RMSprop does it, then p clamped to [-c, c] (WGAN, Arjovsky et al. 2017, Algorithm 1, lines 6, 7).
+// One step of torch.optim.RMSprop, then the clip (WGAN, Arjovsky et al. 2017, Algorithm 1, lines 6
+// and 7), for a weight p with gradient g and running mean of squares v:
+//     v <- alpha v + (1 - alpha) g^2
+//     p <- clip(p - lr g / (sqrt(v) + eps))
 template <typename A>
-GAN_HOST_DEVICE inline void rmsprop_clip(A& p, A g, A& v, const Step<A>& step) {
-    v = step.alpha * v + step.beta * g * g;
+GAN_HOST_DEVICE inline void rmsprop_clip_element(A& p, A g, A& v, const Step<A>& step) {
+    v = step.alpha * v + step.one_minus_alpha * g * g;
     p = clip(p - step.lr * g / (std::sqrt(v) + step.eps), step.c);
 }
 
-// d penalty / d g = slope * g for the gradient g of one sample, where penalty = mean over the batch of (|g| - target)^2
-// and out_grad is the gradient of what follows (WGAN-GP, Gulrajani et al. 2017, section 4). At g = 0, where the norm
-// has no derivative, it is 0.
+// The gradient penalty is the mean over the batch of (|g| - target)^2, where g is the gradient of
+// one sample (WGAN-GP, Gulrajani et al. 2017, section 4). Its derivative with respect to g is g
+// times 2 / batch * (1 - target / |g|). This is that factor, times out_grad by the chain rule.
+// At g = 0, where the norm has no derivative, we take 0.
 template <typename A>
 GAN_HOST_DEVICE inline A penalty_slope(A out_grad, A norm, A target, A batch) {
     return norm == A(0) ? A(0) : out_grad * A(2) / batch * (A(1) - target / norm);
 }
 
-// Sums are made chunk by chunk and then over the chunks in an order that only the shape decides, so that the result
-// does not depend on the number of threads or of multiprocessors.
-constexpr int64_t kChunk = 4096;  // elements
+GAN_HOST_DEVICE inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-GAN_HOST_DEVICE inline int64_t chunks_of(int64_t numel, int64_t chunk = kChunk) { return (numel + chunk - 1) / chunk; }
+// Squares are added up within chunks of this many elements, then over the chunks. So the shape
+// alone decides the order of additions, and the result does not depend on the number of threads.
+constexpr int64_t kChunk = 4096;
 
-// In a list of tensors whose chunks are numbered through, tensor t has those from first_chunk[t] up to, not including,
-// first_chunk[t + 1]. Returns the tensor that a chunk belongs to, by bisection.
-GAN_HOST_DEVICE inline int64_t find_tensor(const int64_t* first_chunk, int64_t count, int64_t chunk) {
-    int64_t low = 0;
-    for (int64_t high = count; high - low > 1;) {
-        const int64_t middle = (low + high) / 2;
-        if (first_chunk[middle] <= chunk) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
+GAN_HOST_DEVICE inline int64_t chunks_of(int64_t numel) { return divide_up(numel, kChunk); }
 
 }  // namespace gan

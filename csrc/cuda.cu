@@ -1,4 +1,8 @@
-// The kernels on the GPU. Compiles with nvcc alone: nvcc -c -arch=sm_90 csrc/cuda.cu
+// The kernels on the GPU. No torch header is included, so nvcc alone compiles this file:
+//     nvcc -c -arch=sm_90 csrc/cuda.cu
+//
+// All of them are limited by memory traffic. So each thread loads 16 bytes with one instruction,
+// works on them, and stores 16 bytes with one instruction.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -7,155 +11,218 @@
 #include "arithmetic.h"
 #include "kernels.h"
 
-namespace gan::cuda {
+static_assert(CUDART_VERSION >= 12010, "before CUDA 12.1 a kernel took 4 KiB of arguments only");
+
+namespace gan {
 namespace {
 
-constexpr int kThreads = 256;  // of a block
-constexpr int kWarp = 32;
+constexpr int kWarp = 32;           // threads in a warp
+constexpr int kThreads = 256;       // threads in a block
+constexpr int kNormThreads = 1024;  // threads in a block of norms_kernel
 
-// What a thread takes at once: 16 bytes, loaded or stored by one instruction.
+// The elements that one thread loads and stores at once.
 template <typename T>
 struct alignas(16) Pack {
-    static constexpr int kSize = sizeof(uint4) / sizeof(T);
+    static constexpr int kSize = 16 / sizeof(T);
     T values[kSize];
 };
 
-// Elements that a block takes at once.
+// The elements that the threads of one block load and store at once.
 template <typename T>
-constexpr int kBlock = kThreads * Pack<T>::kSize;
+constexpr int kBlockSize = kThreads * Pack<T>::kSize;
 
 template <typename T>
-__device__ bool is_whole(const T* pointer, int64_t n) {
-    return n >= Pack<T>::kSize && reinterpret_cast<uintptr_t>(pointer) % sizeof(uint4) == 0;
+__device__ bool is_aligned(const T* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// The elements of a pack of which the first n, or all, are there; zeros for the others.
 template <typename T>
-__device__ Pack<T> load(const T* pointer, int64_t n) {
+__device__ void load_aligned(Pack<T>& pack, const T* pointer) {
+    reinterpret_cast<uint4&>(pack) = *reinterpret_cast<const uint4*>(pointer);
+}
+
+// Loads a pack from a tensor of which only `left` elements are left. What lies beyond is not read;
+// it is zero in the pack.
+template <typename T>
+__device__ Pack<T> load(const T* pointer, int64_t left) {
     Pack<T> pack;
-    if (is_whole(pointer, n)) {
-        reinterpret_cast<uint4&>(pack) = *reinterpret_cast<const uint4*>(pointer);
+    if (left >= Pack<T>::kSize && is_aligned(pointer)) {
+        load_aligned(pack, pointer);
         return pack;
     }
 #pragma unroll
     for (int k = 0; k < Pack<T>::kSize; ++k) {
-        pack.values[k] = k < n ? pointer[k] : T(0.f);
+        pack.values[k] = k < left ? pointer[k] : T(0.f);
     }
     return pack;
 }
 
-// Stores the first n of them, or all.
+// Stores a pack into a tensor of which only `left` elements are left. Nothing is written beyond.
 template <typename T>
-__device__ void store(T* pointer, int64_t n, const Pack<T>& pack) {
-    if (is_whole(pointer, n)) {
-        __stwb(reinterpret_cast<uint4*>(pointer), reinterpret_cast<const uint4&>(pack));  // = would be cut in four
+__device__ void store(T* pointer, int64_t left, const Pack<T>& pack) {
+    if (left >= Pack<T>::kSize && is_aligned(pointer)) {
+        // The intrinsic makes this one instruction; nvcc turns a plain assignment into four
+        __stwb(reinterpret_cast<uint4*>(pointer), reinterpret_cast<const uint4&>(pack));
         return;
     }
 #pragma unroll
     for (int k = 0; k < Pack<T>::kSize; ++k) {
-        if (k < n) {
+        if (k < left) {
             pointer[k] = pack.values[k];
         }
     }
 }
 
-// A list of tensors, small enough to travel with the launch as its argument: no copy to the GPU, nothing to free, and a
-// captured graph holds it. kLists is 1 (params) or 3 (params, grads, square_avgs).
-template <int kLists, int kCapacity>
+// ----------------------------------------------------------- Lists of weights: clip and RMSprop
+
+// A list of tensors. Each is cut into blocks of kBlockSize elements, one for each block of threads,
+// and these are numbered one tensor after the other: tensor t has the blocks from first_block[t] to
+// first_block[t + 1] - 1.
+//
+// The list is itself the argument of a kernel. So there is no copy to the GPU and nothing to free,
+// and a CUDA graph that records the launch keeps the list.
+template <int kCapacity>
 struct TensorList {
-    void* data[kLists][kCapacity];
-    int64_t numel[kCapacity];
-    int64_t first_block[kCapacity + 1];
-    int64_t count;
+    Weights weights[kCapacity];
+    int32_t first_block[kCapacity + 1];
+    int32_t count;
 };
 
-// Kernel arguments may take 32,764 bytes (4 KiB before CUDA 12.1). Few lists are long, so most launches carry the short
-// one.
-#if CUDART_VERSION >= 12010
-constexpr int kLong = 800;
-#else
-constexpr int kLong = 80;
-#endif
+// Each launch carries the whole struct, and few networks have more than 40 tensors. So the kernels
+// exist for short lists and for long ones, of nearly the 32,764 bytes that CUDA allows.
 constexpr int kShort = 40;
-static_assert(sizeof(TensorList<3, 800>) <= 32764 - 64 && sizeof(TensorList<3, 80>) <= 4096 - 64);
+constexpr int kLong = 800;
+static_assert(sizeof(TensorList<kLong>) + sizeof(Step<double>) <= 32764);
 
-// Each thread clamps one pack.
+// Where a thread works: in one tensor, on the pack that begins with element `begin`. From there
+// `left` elements are left; in the last block of a tensor that may be less than a pack, zero, or
+// negative.
+struct Place {
+    Weights weights;
+    int64_t begin;
+    int64_t left;
+};
+
+template <typename T, int kCapacity>
+__device__ Place find_place(const TensorList<kCapacity>& list) {
+    // Bisection: the tensor that this block belongs to is always in [low, high)
+    const int block = blockIdx.x;
+    int low = 0;
+    int high = list.count;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (list.first_block[middle] <= block) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    const int64_t block_of_tensor = block - list.first_block[low];
+    const int64_t begin = block_of_tensor * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+    return {list.weights[low], begin, list.weights[low].numel - begin};
+}
+
+// __grid_constant__ lets the kernels index the list where the launch has put it. Without it each
+// thread would make a copy of its own.
 template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    clip_kernel(const __grid_constant__ TensorList<1, kCapacity> list, const Arithmetic<T> c) {
+    clip_kernel(const __grid_constant__ TensorList<kCapacity> list, const Arithmetic<T> c) {
     using A = Arithmetic<T>;
-    const int64_t t = find_tensor(list.first_block, list.count, blockIdx.x);
-    const int64_t i = (blockIdx.x - list.first_block[t]) * kBlock<T> + threadIdx.x * Pack<T>::kSize;
-    const int64_t n = list.numel[t] - i;
-    T* p = static_cast<T*>(list.data[0][t]) + i;
+    const Place place = find_place<T>(list);
+    T* p = static_cast<T*>(place.weights.param) + place.begin;
 
-    Pack<T> weights = load(p, n);
+    Pack<T> weights = load(p, place.left);
 #pragma unroll
     for (T& weight : weights.values) {
         weight = T(clip(A(weight), c));
     }
-    store(p, n, weights);
+    store(p, place.left, weights);
 }
 
-// Each thread takes the RMSprop step and clamps, for one pack.
 template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    rmsprop_clip_kernel(const __grid_constant__ TensorList<3, kCapacity> list, const Step<Arithmetic<T>> step) {
+    rmsprop_clip_kernel(const __grid_constant__ TensorList<kCapacity> list,
+                        const Step<Arithmetic<T>> step) {
     using A = Arithmetic<T>;
-    const int64_t t = find_tensor(list.first_block, list.count, blockIdx.x);
-    const int64_t i = (blockIdx.x - list.first_block[t]) * kBlock<T> + threadIdx.x * Pack<T>::kSize;
-    const int64_t n = list.numel[t] - i;
-    T* p = static_cast<T*>(list.data[0][t]) + i;
-    T* v = static_cast<T*>(list.data[2][t]) + i;
+    const Place place = find_place<T>(list);
+    T* p = static_cast<T*>(place.weights.param) + place.begin;
+    const T* g = static_cast<const T*>(place.weights.grad) + place.begin;
+    T* v = static_cast<T*>(place.weights.square_avg) + place.begin;
 
-    Pack<T> weights = load(p, n), squares = load(v, n);
-    const Pack<T> grads = load(static_cast<const T*>(list.data[1][t]) + i, n);
+    // All loads come before the first store, so that none has to wait for another
+    Pack<T> weights = load(p, place.left);
+    Pack<T> squares = load(v, place.left);
+    const Pack<T> grads = load(g, place.left);
 #pragma unroll
     for (int k = 0; k < Pack<T>::kSize; ++k) {
-        A weight = A(weights.values[k]), square = A(squares.values[k]);
-        rmsprop_clip(weight, A(grads.values[k]), square, step);
+        A weight = A(weights.values[k]);
+        A square = A(squares.values[k]);
+        rmsprop_clip_element(weight, A(grads.values[k]), square, step);
         weights.values[k] = T(weight);
         squares.values[k] = T(square);
     }
-    store(p, n, weights);
-    store(v, n, squares);
+    store(p, place.left, weights);
+    store(v, place.left, squares);
 }
 
-// The sums over groups of so many neighbouring threads, a power of two up to a warp; right in the first of each group.
+// ---------------------------------------------------------------------------- Gradient penalty
+
+// Adds up `value` over each group of neighbouring threads. A group has 1, 2, 4, ... or 32 threads.
+// Its first one gets the sum; what the others get is meaningless. All threads of a warp must call
+// this together.
 template <typename A>
-__device__ A group_sum(A value, int threads) {
-    for (int offset = threads / 2; offset > 0; offset /= 2) {
-        value += __shfl_down_sync(0xffffffff, value, offset);
+__device__ A group_sum(A value, int group_size) {
+    for (int distance = group_size / 2; distance > 0; distance /= 2) {
+        value += __shfl_down_sync(0xffffffff, value, distance);
     }
     return value;
 }
 
-// The sum over a block, right in thread 0. To be called once in a kernel.
-template <typename A>
+// Adds up `value` over a block; thread 0 gets the sum. A kernel must not call this twice: no
+// barrier keeps the second call from writing to warp_sums while the first is still reading.
+template <int kBlockThreads, typename A>
 __device__ A block_sum(A value) {
-    __shared__ A warps[kThreads / kWarp];
+    __shared__ A warp_sums[kBlockThreads / kWarp];
     value = group_sum(value, kWarp);
     if (threadIdx.x % kWarp == 0) {
-        warps[threadIdx.x / kWarp] = value;
+        warp_sums[threadIdx.x / kWarp] = value;
     }
     __syncthreads();
-    return group_sum(threadIdx.x < kThreads / kWarp ? warps[threadIdx.x] : A(0), kWarp);
+    A warp_sum = 0;
+    if (threadIdx.x < kBlockThreads / kWarp) {
+        warp_sum = warp_sums[threadIdx.x];
+    }
+    return group_sum(warp_sum, kWarp);  // the first warp's is the one that counts
 }
 
-// One block sums the squares of one chunk of one sample.
+// First launch: each block adds up the squares of one chunk of one sample.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) squares_kernel(const T* grad, const int64_t size, double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const T* grad, const int64_t size, double* partial) {
     using A = Arithmetic<T>;
-    const int64_t chunks = chunks_of(size), sample = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
-    const T* x = grad + sample * size;
+    const int64_t chunks = chunks_of(size);
+    const int64_t sample = blockIdx.x / chunks;
+    const int64_t begin = blockIdx.x % chunks * kChunk;
+    const int64_t left = size - begin;
+    const T* x = grad + sample * size + begin;
 
-    constexpr int kRounds = kChunk / kBlock<T>;
-    Pack<T> packs[kRounds];
+    // A thread has several packs. It issues all their loads before it adds anything up, and for a
+    // whole chunk without a branch in between, so that they are under way at the same time.
+    constexpr int kPacks = kChunk / kBlockSize<T>;
+    Pack<T> packs[kPacks];
+    if (left >= kChunk && is_aligned(x)) {
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {  // all loads, then all sums: so they do not wait for each other
-        const int64_t i = chunk * kChunk + round * kBlock<T> + threadIdx.x * Pack<T>::kSize;
-        packs[round] = load(x + i, size - i);
+        for (int i = 0; i < kPacks; ++i) {
+            load_aligned(packs[i], x + i * kBlockSize<T> + threadIdx.x * Pack<T>::kSize);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < kPacks; ++i) {
+            const int offset = i * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+            packs[i] = load(x + offset, left - offset);
+        }
     }
+
     A sum = 0;
 #pragma unroll
     for (const Pack<T>& pack : packs) {
@@ -164,146 +231,165 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const T* grad, const 
             sum += A(value) * A(value);
         }
     }
-    sum = block_sum(sum);
+    sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) {
         partial[blockIdx.x] = sum;
     }
 }
 
-// A single block adds them up to the norms, and these to the penalty. As many threads share a sample as it has chunks,
-// rounded up to a power of two, but no more than a warp: so the order of additions depends on the shape alone.
+// Second launch: a single block adds up the chunks of each sample to its norm, and then the
+// penalty.
+//
+// A group of threads works on a sample: one thread for each of its chunks, rounded up to a power of
+// two, but no more than a warp. So the order of additions follows from the shape alone.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) norms_kernel(const double* partial, const int64_t batch, const int64_t size,
-                                                         const double target, double* norms, T* penalty) {
+__global__ void __launch_bounds__(kNormThreads)
+    norms_kernel(const double* partial, const int64_t batch, const int64_t size,
+                 const double target, double* norms, T* penalty) {
     const int64_t chunks = chunks_of(size);
-    int threads = 1;  // for a sample
-    while (threads < chunks && threads < kWarp) {
-        threads *= 2;
+    int group_size = 1;
+    while (group_size < chunks && group_size < kWarp) {
+        group_size *= 2;
     }
-    double sum = 0;
-    for (int64_t first = 0; first < batch; first += kThreads / threads) {  // whole warps, for the shuffles
-        const int64_t sample = first + threadIdx.x / threads;
+    const int groups = kNormThreads / group_size;
+    const int group = threadIdx.x / group_size;
+    const int member = threadIdx.x % group_size;
+
+    double sum = 0;  // of (norm - target)^2; only the first member of a group adds to it
+    for (int64_t first_sample = 0; first_sample < batch; first_sample += groups) {
+        const int64_t sample = first_sample + group;
         double squares = 0;
-        for (int64_t chunk = threadIdx.x % threads; sample < batch && chunk < chunks; chunk += threads) {
-            squares += partial[sample * chunks + chunk];
+        if (sample < batch) {
+            for (int64_t chunk = member; chunk < chunks; chunk += group_size) {
+                squares += partial[sample * chunks + chunk];
+            }
         }
-        squares = group_sum(squares, threads);
-        if (sample < batch && threadIdx.x % threads == 0) {
+        squares = group_sum(squares, group_size);  // called by all threads, even without a sample
+        if (sample < batch && member == 0) {
             const double norm = sqrt(squares);
             norms[sample] = norm;
             sum += (norm - target) * (norm - target);
         }
     }
-    sum = block_sum(sum);
+    sum = block_sum<kNormThreads>(sum);
     if (threadIdx.x == 0) {
-        *penalty = T(Arithmetic<T>(sum / batch));
+        const Arithmetic<T> mean = sum / batch;
+        *penalty = T(mean);
     }
 }
 
-// Each thread scales one pack of one sample.
+// The gradient of the penalty: each thread scales one pack of one sample.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    gradient_penalty_backward_kernel(const T* grad, const int64_t batch, const int64_t size, const double target,
-                                     const double* norms, const T* out_grad, T* grad_grad) {
+    gradient_penalty_backward_kernel(const T* grad, const int64_t batch, const int64_t size,
+                                     const double target, const double* norms, const T* out_grad,
+                                     T* grad_grad) {
     using A = Arithmetic<T>;
-    const int64_t blocks = chunks_of(size, kBlock<T>), sample = blockIdx.x / blocks;
-    const int64_t i = blockIdx.x % blocks * kBlock<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t blocks_per_sample = divide_up(size, kBlockSize<T>);
+    const int64_t sample = blockIdx.x / blocks_per_sample;
+    const int64_t block_of_sample = blockIdx.x % blocks_per_sample;
+    const int64_t begin = block_of_sample * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t left = size - begin;
 
-    Pack<T> pack = load(grad + sample * size + i, size - i);
+    Pack<T> pack = load(grad + sample * size + begin, left);
     const A slope = penalty_slope(A(*out_grad), A(norms[sample]), A(target), A(batch));
 #pragma unroll
     for (T& value : pack.values) {
         value = T(slope * A(value));
     }
-    store(grad_grad + sample * size + i, size - i, pack);
+    store(grad_grad + sample * size + begin, left, pack);
 }
 
-// What went wrong with the launches before, or null. Asking for it also forgets it: the next call begins anew.
+// -------------------------------------------------------------------------------- The launches
+
+// The message of an error in the launches so far, or null. CUDA forgets an error that it has told.
 const char* launch_error() {
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Calls f(list, blocks) for the tensors in lists of up to kCapacity.
-template <typename T, int kLists, int kCapacity, typename F>
-void for_each_list(const Weights* weights, int64_t count, const F& f) {
+// Calls launch(list, blocks) for every kCapacity tensors.
+template <typename T, int kCapacity, typename Launch>
+void launch_lists_of(const Weights* weights, int64_t count, const Launch& launch) {
     for (int64_t first = 0; first < count; first += kCapacity) {
-        TensorList<kLists, kCapacity> list;
+        TensorList<kCapacity> list;
         list.count = std::min<int64_t>(kCapacity, count - first);
         list.first_block[0] = 0;
-        for (int64_t t = 0; t < list.count; ++t) {
-            const Weights& w = weights[first + t];
-            void* const pointers[] = {w.param, const_cast<void*>(w.grad), w.square_avg};
-            for (int i = 0; i < kLists; ++i) {
-                list.data[i][t] = pointers[i];
-            }
-            list.numel[t] = w.numel;
-            list.first_block[t + 1] = list.first_block[t] + chunks_of(w.numel, kBlock<T>);
+        for (int t = 0; t < list.count; ++t) {
+            list.weights[t] = weights[first + t];
+            const int64_t blocks = divide_up(list.weights[t].numel, kBlockSize<T>);
+            list.first_block[t + 1] = list.first_block[t] + blocks;
         }
-        f(list, static_cast<unsigned>(list.first_block[list.count]));
+        const int blocks = list.first_block[list.count];
+        launch(list, blocks);
     }
 }
 
-// The same with the capacity that suits the count.
-template <typename T, int kLists, typename F>
-void for_each_list(const Weights* weights, int64_t count, const F& f) {
+template <typename T, typename Launch>
+void launch_lists(const Weights* weights, int64_t count, const Launch& launch) {
     if (count <= kShort) {
-        for_each_list<T, kLists, kShort>(weights, count, f);
+        launch_lists_of<T, kShort>(weights, count, launch);
     } else {
-        for_each_list<T, kLists, kLong>(weights, count, f);
+        launch_lists_of<T, kLong>(weights, count, launch);
     }
+}
+
+const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    with_type<__half, __nv_bfloat16>(type, [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        launch_lists<T>(weights, count, [&](const auto& list, int blocks) {
+            clip_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(list, Arithmetic<T>(c));
+        });
+    });
+    return launch_error();
+}
+
+const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha,
+                         double eps, double c, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    with_type<__half, __nv_bfloat16>(type, [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const Step<Arithmetic<T>> step(lr, alpha, eps, c);
+        launch_lists<T>(weights, count, [&](const auto& list, int blocks) {
+            rmsprop_clip_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(list, step);
+        });
+    });
+    return launch_error();
+}
+
+const char* gradient_penalty(Type type, Gradients grad, double target, double* partial,
+                             double* norms, void* penalty, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    with_type<__half, __nv_bfloat16>(type, [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const T* x = static_cast<const T*>(grad.data);
+        const unsigned blocks = grad.batch * chunks_of(grad.size);
+        if (blocks > 0) {  // CUDA refuses a launch of no blocks
+            squares_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(x, grad.size, partial);
+        }
+        norms_kernel<T><<<1, kNormThreads, 0, cuda_stream>>>(partial, grad.batch, grad.size, target,
+                                                             norms, static_cast<T*>(penalty));
+    });
+    return launch_error();
+}
+
+// Not called for an empty batch or empty samples.
+const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,
+                                      const void* out_grad, void* grad_grad, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    with_type<__half, __nv_bfloat16>(type, [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const unsigned blocks = grad.batch * divide_up(grad.size, kBlockSize<T>);
+        gradient_penalty_backward_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(
+            static_cast<const T*>(grad.data), grad.batch, grad.size, target, norms,
+            static_cast<const T*>(out_grad), static_cast<T*>(grad_grad));
+    });
+    return launch_error();
 }
 
 }  // namespace
 
-const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream) {
-    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
-        using T = std::remove_pointer_t<decltype(null)>;
-        for_each_list<T, 1>(weights, count, [&](const auto& list, unsigned blocks) {
-            clip_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, Arithmetic<T>(c));
-        });
-    });
-    return launch_error();
-}
+const Backend kCuda{clip_weights, rmsprop_clip, gradient_penalty, gradient_penalty_backward};
 
-const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps,
-                         double c, void* stream) {
-    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
-        using T = std::remove_pointer_t<decltype(null)>;
-        using A = Arithmetic<T>;
-        const Step<A> step{A(lr), A(alpha), A(1 - alpha), A(eps), A(c)};
-        for_each_list<T, 3>(weights, count, [&](const auto& list, unsigned blocks) {
-            rmsprop_clip_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(list, step);
-        });
-    });
-    return launch_error();
-}
-
-const char* gradient_penalty(Type type, Gradients grad, double target, double* partial, double* norms, void* penalty,
-                             void* stream) {
-    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
-        using T = std::remove_pointer_t<decltype(null)>;
-        const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size));
-        if (blocks > 0) {
-            squares_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-                static_cast<const T*>(grad.data), grad.size, partial);
-        }
-        norms_kernel<T><<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(partial, grad.batch, grad.size, target,
-                                                                               norms, static_cast<T*>(penalty));
-    });
-    return launch_error();
-}
-
-const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,
-                                      const void* out_grad, void* grad_grad, void* stream) {
-    with_type<__half, __nv_bfloat16>(type, [&](auto* null) {
-        using T = std::remove_pointer_t<decltype(null)>;
-        const auto blocks = static_cast<unsigned>(grad.batch * chunks_of(grad.size, kBlock<T>));
-        gradient_penalty_backward_kernel<T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            static_cast<const T*>(grad.data), grad.batch, grad.size, target, norms, static_cast<const T*>(out_grad),
-            static_cast<T*>(grad_grad));
-    });
-    return launch_error();
-}
-
-}  // namespace gan::cuda
+}  // namespace gan

@@ -1,7 +1,5 @@
-// The kernels as plain functions of raw pointers and sizes. No torch header, so that nvcc alone compiles cuda.cu.
-//
-// All tensors of one call have the given type and lie on one device. Elements of type float16 and bfloat16 are computed
-// in float32, those of float32 and float64 in their own type.
+// The kernels as functions of raw pointers and sizes. This header includes nothing of PyTorch, so
+// that nvcc can compile cuda.cu without it.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +8,31 @@ namespace gan {
 
 enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
-// Calls f with a null pointer of the C++ type. The CPU and CUDA have their own for 16 bits.
+template <typename T>
+struct TypeTag {
+    using type = T;
+};
+
+// Calls f with the TypeTag of a C++ type. With f a generic lambda this turns the run-time type into
+// a template argument:
+//     with_type<Half, BFloat16>(type, [&](auto tag) { using T = typename decltype(tag)::type; });
+// The 16-bit types are parameters because the CPU and CUDA have their own.
 template <typename Half, typename BFloat16, typename F>
 void with_type(Type type, const F& f) {
     switch (type) {
         case Type::kFloat32:
-            return f(static_cast<float*>(nullptr));
+            return f(TypeTag<float>());
         case Type::kFloat64:
-            return f(static_cast<double*>(nullptr));
+            return f(TypeTag<double>());
         case Type::kFloat16:
-            return f(static_cast<Half*>(nullptr));
+            return f(TypeTag<Half>());
         case Type::kBFloat16:
-            return f(static_cast<BFloat16*>(nullptr));
+            return f(TypeTag<BFloat16>());
     }
 }
 
-// One tensor of a parameter list, with its gradient and RMSprop's running mean of squares: numel > 0 elements each, in
-// the same order without gaps. Clipping alone leaves the last two null.
+// One tensor of a parameter list, with its gradient and RMSprop's running mean of squares. Each has
+// numel > 0 elements, in the same order and without gaps. For a clip alone the last two are null.
 struct Weights {
     void* param;
     const void* grad;
@@ -34,34 +40,39 @@ struct Weights {
     int64_t numel;
 };
 
-// The gradients of a batch of samples: size elements each, without gaps, one sample after the other.
+// The gradients of a batch of samples, of `size` elements each: one after the other, without gaps.
 struct Gradients {
     const void* data;
     int64_t batch;
     int64_t size;
 };
 
-// There are the same four for each device. On a CUDA device, the current one, each is a single launch on the stream (a
-// cudaStream_t), except that gradient_penalty is two and a list of more than 800 tensors one for every 800. Returns
-// what CUDA says went wrong, or null. On the CPU there is no stream, and the answer is null.
-#define GAN_KERNELS                                                                                                 \
-    const char* clip_weights(Type type, const Weights* weights, int64_t count, double c, void* stream);             \
-    const char* rmsprop_clip(Type type, const Weights* weights, int64_t count, double lr, double alpha, double eps, \
-                             double c, void* stream);                                                               \
-    /* partial: room for batch * chunks_of(size) numbers. norms: (batch,). penalty: one number of the type. */      \
-    const char* gradient_penalty(Type type, Gradients grad, double target, double* partial, double* norms,          \
-                                 void* penalty, void* stream);                                                      \
-    /* out_grad: one number of the type. grad_grad: the result, laid out as the gradients. */                       \
-    const char* gradient_penalty_backward(Type type, Gradients grad, double target, const double* norms,            \
-                                          const void* out_grad, void* grad_grad, void* stream);
+// The kernels of one kind of device. All tensors of a call have the given type and are on one
+// device. A function returns an error message, or null if all went well.
+//
+// On a GPU the device is the current one, and `stream` is a cudaStream_t. A function launches one
+// kernel, except that gradient_penalty launches two, and that a list of more than 800 tensors takes
+// a launch for every 800. On the CPU `stream` is not used.
+struct Backend {
+    const char* (*clip_weights)(Type type, const Weights* weights, int64_t count, double c,
+                                void* stream);
 
-namespace cpu {
-GAN_KERNELS
-}
-namespace cuda {
-GAN_KERNELS
-}
+    const char* (*rmsprop_clip)(Type type, const Weights* weights, int64_t count, double lr,
+                                double alpha, double eps, double c, void* stream);
 
-#undef GAN_KERNELS
+    // Writes (batch,) norms and the penalty, one number of the given type. `partial` is scratch
+    // memory for batch * chunks_of(size) numbers.
+    const char* (*gradient_penalty)(Type type, Gradients grad, double target, double* partial,
+                                    double* norms, void* penalty, void* stream);
+
+    // Writes the gradient of the penalty with respect to grad, times out_grad, which is one number
+    // of the given type.
+    const char* (*gradient_penalty_backward)(Type type, Gradients grad, double target,
+                                             const double* norms, const void* out_grad,
+                                             void* grad_grad, void* stream);
+};
+
+extern const Backend kCpu;   // in cpu.cpp
+extern const Backend kCuda;  // in cuda.cu, which is not always part of the build
 
 }  // namespace gan
