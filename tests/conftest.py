@@ -1,14 +1,16 @@
 """What the tests share: where the scripts are, how to run one, tiny data, a finished tiny run."""
 
 import importlib
+import multiprocessing
 import os
-import re
-import signal
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,55 +18,107 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["vanilla_gan.py", "dcgan.py", "cgan.py", "wgan.py", "wgan_gp.py", "lsgan.py", "acgan.py", "fgan.py"]
-TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4"]
+BANNER = "\n# ----------------------- Plumbing"
+# The one list of scripts: whatever holds the banner
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if BANNER in path.read_text("utf-8"))
+TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4", "--no-cuda"]
 
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # the number of threads may change the last bits
 
 
-def load(script: str):
+def load(script: str) -> ModuleType:
     return importlib.import_module(script.removesuffix(".py"))
 
 
-def call(script: str, *args: object) -> int:
-    """The script's main, in this process, which spares the two seconds that importing torch takes."""
-    return load(script).main([str(arg) for arg in args])
+def call(script: str, *args: object) -> None:
+    """Runs a script's main in this process, which spares the two seconds of importing torch."""
+    load(script).main([str(arg) for arg in args])
 
 
-def run_script(script: str, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None):
-    """Runs a script of ROOT (or, by its full path, a copy) to its end in another process; its CompletedProcess."""
-    env, command = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, [sys.executable, ROOT / script, *args]
-    return subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+def run_script(
+    script: str | Path, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Runs a script of ROOT, or a copy of one by its full path, as a user would."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
-def make_data(folder: Path, count=64, channels=3, size=8, classes=("cats", "dogs"), seed=0) -> Path:
-    """Writes noise as a folder of arrays, such as the scripts train on, the classes in turn; returns folder."""
+def start(target: Callable[..., None], *args: object, out: str = "out.txt") -> BaseProcess:
+    """Calls target(*args) in a process of its own, in which no script has been imported yet.
+
+    What it prints goes to the file out, which is there as soon as the process lives.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch", "torch._dynamo", "PIL.ImageDraw", "tqdm", "pytest"])
+    process = server.Process(target=_child, args=(target, args, out), daemon=True)
+    process.start()
+    return process
+
+
+def _child(target: Callable[..., None], args: tuple, out: str) -> None:
+    with Path(out).open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    target(*args)
+
+
+def run_saving_always(script: str, *args: object) -> None:
+    """For start: the script's main, with a checkpoint after every step."""
+    load(script).SAVE_EVERY = 0
+    call(script, *args)
+
+
+def run_file(path: Path, *args: object) -> None:
+    """For start: what `python path args` does where gan_kernels is not installed."""
+    sys.modules["gan_kernels"] = None
+    sys.path.remove(str(ROOT))
+    sys.argv = [str(path), *map(str, args)]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def make_data(
+    folder: Path,
+    count: int = 64,
+    channels: int = 3,
+    size: int = 8,
+    classes: tuple[str, ...] | list[str] = ("cats", "dogs"),
+    seed: int = 0,
+) -> Path:
+    """Writes noise as a folder of arrays, the classes in turn, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    np.save(folder / "images.npy", rng.integers(0, 256, (count, channels, size, size), np.uint8))
+    images = rng.integers(0, 256, (count, channels, size, size), np.uint8)
+    np.save(folder / "images.npy", images)
     if classes:
         np.save(folder / "labels.npy", np.arange(count) % len(classes))
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     return folder
 
 
-def make_images(folder: Path, classes=("cats", "dogs"), per_class=8, size=8, mode="RGB") -> Path:
-    """Writes noise as .png, per_class in a subfolder for each class (class "" is the folder itself); returns folder."""
-    rng, shape = np.random.default_rng(0), (size, size, 3) if mode == "RGB" else (size, size)
-    for path in (folder / name / f"{i}.png" for name in classes for i in range(per_class)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+def make_images(
+    folder: Path,
+    classes: tuple[str, ...] = ("cats", "dogs"),
+    per_class: int = 8,
+    size: int = 8,
+    mode: str = "RGB",
+) -> Path:
+    """Writes noise as .png files, in a subfolder for each class, and returns the folder."""
+    rng = np.random.default_rng(0)
+    shape = (size, size, 3) if mode == "RGB" else (size, size)
+    for name in classes:  # class "" is the folder itself
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 
 @pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts in an empty folder of its own: runs/ is made there. A script's signal handlers end with it."""
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in an empty folder of its own: runs/ is made there."""
     monkeypatch.chdir(tmp_path)
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -75,26 +129,33 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """finished(script) is a run of two steps, trained when first asked for. To read only: tests share it."""
-    home = make_data(tmp_path_factory.mktemp("finished") / "data").parent
+    """finished(script) is a run of two steps, trained when first asked for. Tests only read it."""
+    home = tmp_path_factory.mktemp("finished")
+    data = make_data(home / "data")
 
     @cache
     def run(script: str) -> Path:
-        assert call(script, "--data", home / "data", "--out", home / script[:-3], "--log-every", 1, *TINY) == 0
-        return home / script[:-3]
+        out = home / script.removesuffix(".py")
+        call(script, "--data", data, "--out", out, "--log-every", 1, *TINY)
+        return out
 
     return run
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """refused(script, *args, code=2) asserts that main ends with that code and one line on stderr; returns the line."""
+    """refused(script, *args, code=2): main must exit with that code and one line, its result."""
 
     def check(script: str, *args: object, code: int = 2) -> str:
         with pytest.raises(SystemExit) as end:
             call(script, *args)
-        (line,) = (x for x in re.split(r"[\r\n]+", capsys.readouterr().err) if x.strip() and "|" not in x)  # no bars
-        assert (end.value.code, line.startswith(f"{script}: error: ")) == (code, True), line
+        if code == 1:  # sys.exit(line): Python prints it
+            line = end.value.code
+        else:
+            assert end.value.code == code
+            line = capsys.readouterr().err.splitlines()[-1]
+        assert line
+        assert "\n" not in line
         return line
 
     return check
