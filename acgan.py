@@ -32,6 +32,7 @@ import shlex
 import sys
 import time
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,30 +41,29 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
-CONDITIONAL = True  # the networks take labels, and the data need classes
+SCRIPT = "acgan"  # runs/acgan-1, runs/acgan-2, ...
+CONDITIONAL = True  # read by the plumbing: the networks take labels
 
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with DCGAN's settings (section 4)
-    add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
-    add("--lr", type=fraction, default=2e-4, help="learning rate (default: %(default)s)")
-    add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="features next to the image (default: 64)")
+    add("--batch-size", type=positive_int, default=128, help="over all GPUs (%(default)s)")
+    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (%(default)s)")
+    add("--latent-dim", type=positive_int, default=100, help="length of z (%(default)s)")
+    add("--width", type=positive_int, default=64, help="features next to the image (%(default)s)")
     add("--label", metavar="NAME", help="with --generate: only images of this class")
     # The run
-    add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
-    add("--epochs", type=positive_int, help="in total, with those before --resume (default: 25)")
-    add("--steps", type=positive_int, help="updates of G in total; the run ends at either limit")
-    add("--out", help="folder of the run (default: the next of runs/NAME-1, runs/NAME-2, ...)")
-    add("--resume", action="store_true", help="start or continue --out (default: the newest run)")
+    add("--data", default="digits", help="a folder made by prepare.py (built-in digits)")
+    add("--epochs", type=positive_int, help="in total, with those before --resume (25)")
+    add("--steps", type=positive_int, help="updates of G in total, if that ends the run earlier")
+    add("--out", help="folder of the run (the first of runs/NAME-1, runs/NAME-2, ... that is free)")
+    add("--resume", action="store_true", help="start or continue --out, or continue the newest run")
     add("--generate", type=positive_int, metavar="N", help="write N images of the run and stop")
-    add("--ema", type=fraction, default=0.999, help="decay of the average of G (default: 0.999)")
-    add("--seed", type=int, default=0, help="of weights, noise and shuffling (default: 0)")
-    add("--log-every", type=positive_int, default=50, help="steps between rows (default: 50)")
-    add(
-        "--sample-every", type=positive_int, default=200, help="... between pictures (default: 200)"
-    )
+    add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (%(default)s)")
+    add("--seed", type=int, default=0, help="of weights, noise and shuffling (%(default)s)")
+    add("--log-every", type=positive_int, default=50, help="steps a row (%(default)s)")
+    add("--sample-every", type=positive_int, default=200, help="steps a picture (%(default)s)")
     # The machine
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
@@ -72,7 +72,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def images_per_step(args: Namespace) -> int:
-    """Real images for one train_step: several batches where it updates D several times."""
+    """Real images for one train_step. A WGAN needs several batches: it updates D several times."""
     return args.batch_size
 
 
@@ -104,7 +104,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         z = torch.cat([z, y], dim=1)
         images = self.layers(z[:, :, None, None])  # z as an image of one pixel
-        return images.to(z.dtype)  # --amp runs the layers in bfloat16
+        return images.to(z.dtype)  # back from bfloat16 under --amp
 
 
 class Discriminator(nn.Module):
@@ -148,7 +148,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     discriminator = Discriminator(args.channels, classes, args.image_size, args.width)
     discriminator.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
-    # fused: one kernel updates all weights; capturable: a CUDA graph may record the update
+    # fused: one kernel updates all weights; capturable: for the CUDA graph, see record()
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": args.cuda}
     g_optimizer = optim.Adam(generator.parameters(), **adam)
     d_optimizer = optim.Adam(discriminator.parameters(), **adam)
@@ -164,8 +164,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns the columns of metrics.csv.
 
-    Only conditional GANs use the labels. On a GPU a CUDA graph records this function and replays
-    its kernels: a print or a schedule in it would not run again, and .item() cannot be recorded.
+    Only conditional GANs use the labels. On a GPU Python runs this function for the first steps
+    only; then a CUDA graph replays its kernels. So no print, no schedule, no .item() in here.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -207,9 +207,7 @@ def train_step(
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
-SCRIPT = Path(globals().get("__file__", "notebook")).stem  # code in a notebook has no __file__
 SAVE_EVERY = 60  # seconds between checkpoints
-WARMUP_STEPS = 3  # steps before a CUDA graph is recorded
 # torchrun sets these in each of its processes. Process 0 alone prints and writes files.
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
@@ -223,14 +221,14 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def fraction(text: str) -> float:
+def zero_to_one(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise ValueError
     return float(text)
 
 
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Draws digits of random position, size, stroke and rotation, the same for each Pillow."""
+    """Draws digits of random position, size, stroke and rotation, the same ones at every call."""
     rng = np.random.default_rng(0)
     fonts = [ImageFont.load_default(points) for points in range(size * 5 // 8, size)]
     images = np.empty((count, 1, size, size), np.uint8)
@@ -254,20 +252,20 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # The images stay on disk. Mode c, copy-on-write: PyTorch warns of read-only arrays
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="c")
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="c")  # stays on disk
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
-    labels = np.zeros(len(images))
+    labels = np.zeros(len(images), np.int64)
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
         classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
-        if len(labels) != len(images) or not set(labels.flat) <= set(range(len(classes))):
-            sys.exit("labels.npy must have one label for each image, from 0 to classes - 1.")
+        known = np.isin(labels, range(len(classes)))
+        if len(labels) != len(images) or not known.all():
+            sys.exit("labels.npy must give each image a line of classes.txt, from 0.")
     elif CONDITIONAL:
-        sys.exit(f"{folder} has no classes.txt, but {SCRIPT} needs classes.")
+        sys.exit(f"{folder} has no classes.txt. {SCRIPT} needs classes.")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
 
 
@@ -275,23 +273,23 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
     rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # (C, S, columns * S)
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
-    return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is grey
+    picture = torch.cat(rows, dim=1)  # (C, height, width)
+    picture = picture.permute(1, 2, 0).squeeze(2)  # (height, width, 3), or without the 1 of grey
+    return Image.fromarray(picture.numpy())
 
 
-def draw_samples(generator: nn.Module, args: Namespace, device: torch.device) -> Image.Image:
+def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
     """8 rows of 8 images, or a row for each class, from the same noise at every call."""
     rows = min(len(args.classes), 16) if CONDITIONAL else 8
-    labels = torch.arange(rows, device=device).repeat_interleave(8)
+    labels = torch.arange(rows, device=args.device).repeat_interleave(8)
     random = torch.Generator().manual_seed(args.seed)
-    z = torch.randn(len(labels), args.latent_dim, generator=random).to(device)
+    z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
     return to_picture(sample(generator, args, z, labels), columns=8)
 
 
 def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, the same ones at every call."""
     networks, _ = make_networks(args, checkpoint)
-    device = next(networks.parameters()).device
     names = args.classes if CONDITIONAL else [""]  # the classes in turn, with a folder for each
     if CONDITIONAL and args.label:
         names = [args.label]
@@ -301,19 +299,19 @@ def generate(args: Namespace, checkpoint: dict) -> None:
     for i in tqdm(range(args.generate), f"{args.out}/generated"):
         name = names[i % len(names)]
         label = args.classes.index(name) if CONDITIONAL else 0
+        # One by one, so that image i does not depend on how many are asked for
+        z = torch.randn(1, args.latent_dim, generator=random).to(args.device)
+        labels = torch.tensor([label], device=args.device)
+        image = sample(networks["generator_ema"], args, z, labels)
         folder = Path(args.out, "generated", Path(name).name)  # ../x stays inside
         folder.mkdir(parents=True, exist_ok=True)
-        # One by one, so that image i does not depend on how many are asked for
-        z = torch.randn(1, args.latent_dim, generator=random).to(device)
-        labels = torch.tensor([label], device=device)
-        image = sample(networks["generator_ema"], args, z, labels)
         to_picture(image).save(folder / f"{i:06d}.png")
 
 
-def average_gradients(optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """Averages the gradients over all processes before an optimizer's step.
+def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
+    """Averages gradients over all processes before each optimizer.step().
 
-    DistributedDataParallel does not allow torch.autograd.grad, which gradient penalties need.
+    DistributedDataParallel does not support the torch.autograd.grad of a gradient penalty.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -331,33 +329,45 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
             optimizer.register_step_pre_hook(average_gradients)
         if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
             networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
-    # The optimizers stay valid: their parameters are moved, not replaced
-    networks.to("cuda" if args.cuda else "cpu", memory_format=torch.channels_last)
+    # The optimizers stay valid, as parameters are moved, not replaced
+    networks.to(args.device, memory_format=torch.channels_last)
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            # Moments come from the checkpoint, settings from the options: --lr may be a new one
-            settings = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": settings})
+        for optimizer, moments in zip(optimizers, checkpoint["optimizers"], strict=True):
+            settings = optimizer.state_dict()["param_groups"]  # of now: --lr may be a new one
+            optimizer.load_state_dict({"state": moments, "param_groups": settings})
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """The weights and BatchNorm's statistics, which share the network's memory."""
+    """The weights and BatchNorm's statistics. Writing to them changes the network."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # the same in every process: Python salts only strings
+    torch.manual_seed(hash(numbers))  # the same in every process; only strings hash at random
 
 
-def make_run(out: str | None) -> Path:
-    """Makes the folder of a new run: out, or the first free of runs/NAME-1, runs/NAME-2, ..."""
-    if out:
-        run = Path(out)
+def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+    """Records one step as a CUDA graph, without running it.
+
+    graph.replay() launches its hundreds of kernels at once. They use the same memory each time:
+    they read what the batch holds by then, and write new values to the same metrics.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        metrics = run_step()
+    return graph, metrics
+
+
+def make_run(args: Namespace) -> Path:
+    """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
+    if args.out:
+        run = Path(args.out)
+        begun = args.resume and (run / "samples").exists()  # killed before its first checkpoint
         run.mkdir(parents=True, exist_ok=True)
-        if any(run.iterdir()):
+        if any(run.iterdir()) and not begun:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
     number = 1
@@ -370,154 +380,146 @@ def make_run(out: str | None) -> Path:
             number += 1
 
 
-def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, **more: object) -> None:
-    state = {name: network.state_dict() for name, network in networks.items()} | more
+def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
+    state = {name: network.state_dict() for name, network in networks.items()}
     state["optimizers"] = [optimizer.state_dict()["state"] for optimizer in optimizers]
     part = run / "checkpoint.part"  # if the process is killed here, the old checkpoint stays
     with part.open("wb") as file:
-        torch.save(state, file)
+        torch.save(state | progress, file)
         file.flush()
         os.fsync(file.fileno())  # on the disk before it replaces the old one
     part.replace(run / "checkpoint.pt")
 
 
 def train(args: Namespace, checkpoint: dict) -> None:
-    """Trains until --epochs or --steps, with rows, pictures and checkpoints on the way."""
+    """Trains until --epochs or --steps, and writes metrics, pictures and checkpoints."""
     images, labels, args.classes = load_data(args.data)
     args.channels, args.image_size = images.shape[1:3]  # --generate needs them
-    batch_size = images_per_step(args)  # over all processes
-    if batch_size > len(images):
-        sys.exit(f"A step takes {batch_size} images, and {args.data} has {len(images)}.")
+    step_size = images_per_step(args)  # over all processes
+    if step_size > len(images):
+        sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    batches = [len(images), batch_size]
-    if checkpoint.get("batches", batches) != batches:
+    steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
+    if checkpoint.get("steps_per_epoch", steps_per_epoch) != steps_per_epoch:
         sys.exit(f"{args.out} needs the images and the --batch-size that it began with.")
     networks, optimizers = make_networks(args, checkpoint)
-    device = next(networks.parameters()).device
-    if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half the free memory
-        images, labels = images.to(device), labels.to(device)
+    if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
+        images, labels = images.to(args.device), labels.to(args.device)
 
-    # Each step finds its images in the same memory, as a CUDA graph requires
-    real = torch.empty(batch_size // WORLD_SIZE, *images.shape[1:], device=device)
-    real_labels = torch.empty(len(real), dtype=torch.long, device=device)
+    # The batch, always in the same memory, as a CUDA graph requires
+    real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
+    real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # No cache: its bfloat16 weights would be stale after an optimizer's step
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False):
+        # autocast would cache bfloat16 weights, which go stale when an optimizer steps
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
-    averages = float_tensors(networks["generator_ema"])
-    weights = float_tensors(networks["generator"])
-
     # Where the run begins and ends
-    steps_per_epoch = len(images) // batch_size  # the last, partial batch is dropped
-    first_step = checkpoint.get("step", 0)
     last_step = args.steps or args.epochs * steps_per_epoch
     if args.epochs:
         last_step = min(last_step, args.epochs * steps_per_epoch)
-    recent = [x.to(device) for x in checkpoint.get("recent", [])]  # metrics since the last row
+    first_step = checkpoint.get("step", 0)
     table = checkpoint.get("metrics", "")  # the text of metrics.csv
+    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # metrics since its last row
+    averages = float_tensors(networks["generator_ema"])
+    weights = float_tensors(networks["generator"])
+    graph = None
     began = time.monotonic()
-    saved = began
+    saved = -math.inf  # the first checkpoint follows the first step
 
     if RANK == 0:
-        if not args.resume:
-            args.out = str(make_run(args.out))
+        if not checkpoint:
+            args.out = str(make_run(args))
         run = Path(args.out)
-        (run / "samples").mkdir(exist_ok=args.resume)  # fails if another script began this run
+        (run / "samples").mkdir(exist_ok=args.resume)  # fails if another script takes it as well
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
-        print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {device}")
-    graph = None
+        print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
-        # The seed and the epoch give the order of the images; the seed, the step and the process
-        # give the noise. So a resumed run redoes lost steps identically, on a CPU to the bit.
         epoch, batch = divmod(step, steps_per_epoch)
         if batch == 0 or step == first_step:
-            set_seed(args.seed, epoch)
+            set_seed(args.seed, epoch)  # the same order when the run is resumed in this epoch
             order = torch.randperm(len(images)).to(images.device)
-        index = order[batch * batch_size : (batch + 1) * batch_size]
+        index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
-        real.copy_(images[index].to(device)).div_(127.5).sub_(1)
+        real.copy_(images[index].to(args.device)).div_(127.5).sub_(1)
         real_labels.copy_(labels[index])
-        # A CUDA graph replays a step's hundreds of kernels with one launch, on whatever is in real
-        # by then. It is recorded once cuDNN has chosen its algorithms and Adam has made its state.
-        if args.cuda and args.graph and step == first_step + WARMUP_STEPS:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                metrics = run_step()  # records the step and does not run it
+        # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
+        if args.cuda and args.graph and step == first_step + 3:
+            graph, metrics = record(run_step)
+        # The same noise when this step is repeated, and other noise in each process. So no random
+        # state has to be saved. A replay draws from this seed, too.
         set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()  # writes new values to the same metrics
+            graph.replay()
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # lower at first, when G changes fast
+        decay = min(args.ema, (1 + step) / (20 + step))  # rises from 0.05 to --ema
         torch._foreach_lerp_(averages, weights, 1 - decay)  # averages += (1 - decay) * difference
         if RANK > 0:
-            continue
+            continue  # process 0 alone logs and saves
 
         done = step + 1
-        now = time.monotonic()
-        recent.append(torch.stack(list(metrics.values())).detach())
+        recent.append(torch.stack(list(metrics.values())).detach())  # a copy
         row_due = done % args.log_every == 0 or done == last_step
-        save_due = now - saved > SAVE_EVERY or done == last_step
-        if row_due or save_due:  # only then, as the CPU has to wait for the GPU
-            largest = nn.utils.get_total_norm(networks.parameters(), math.inf)
-            if not largest.isfinite():
-                sys.exit(f"Weights are not finite at step {done}; {run} holds an earlier step.")
+        save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
+        if row_due or save_due:  # only then, because this makes the CPU wait for the GPU
+            largest_weight = nn.utils.get_total_norm(networks.parameters(), math.inf)
+            if not largest_weight.isfinite():
+                sys.exit(f"Weights are not finite at step {done}, and are not saved.")
         if row_due:
             means = torch.stack(recent).mean(0).tolist()
             columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
             bar.set_postfix(columns)
             if not table:
                 table = f"step,epoch,{','.join(columns)},seconds\n"
-            row = f"{done},{epoch + 1},{','.join(columns.values())},{now - began:.1f}\n"
+            seconds = time.monotonic() - began
+            row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(table + row)
-            if done % args.log_every == 0:  # if the run goes on, a shorter row is not kept
+            if done % args.log_every == 0:  # else the row is rewritten if the run continues
                 table += row
                 recent.clear()
         if done % args.sample_every == 0 or done == last_step:
-            picture = draw_samples(networks["generator_ema"], args, device)
+            picture = draw_samples(networks["generator_ema"], args)
             picture.save(run / f"samples/step-{done:06d}.png")
         if save_due:
-            saved = now
-            progress = {"step": done, "metrics": table, "recent": recent, "batches": batches}
-            save_checkpoint(run, networks, optimizers, args=vars(args), script=SCRIPT, **progress)
+            saved = time.monotonic()
+            progress = {"script": SCRIPT, "args": vars(args), "metrics": table, "recent": recent}
+            progress |= {"step": done, "steps_per_epoch": steps_per_epoch}
+            save_checkpoint(run, networks, optimizers, progress)
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
-    """The options, and the checkpoint of the run, {} if there is none yet."""
-    parser = ArgumentParser(f"{SCRIPT}.py")
+    """The options, and the checkpoint to continue from, {} if there is none."""
+    parser = ArgumentParser()
     add_options(parser)
     args = parser.parse_args(argv)
     checkpoint = {}
-    options = {}  # of the run that is continued
     if args.resume or args.generate:
-        runs = Path("runs").glob(f"{SCRIPT}-*")
-        newest = max(runs, key=os.path.getmtime, default=Path(f"runs/{SCRIPT}-1"))
-        run = Path(args.out or newest)
-        if (run / "checkpoint.pt").exists():
-            checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-            options = checkpoint["args"]
-        elif args.generate:
-            parser.error(f"{run} has no checkpoint.pt")
-        elif (run / "config.json").exists():  # it was stopped before its first checkpoint
-            options = json.loads((run / "config.json").read_text())
-        args.out = str(run)
-        if checkpoint.get("script", SCRIPT) != SCRIPT:
-            parser.error(f"{run} is a run of {checkpoint['script']}.py")
-    if options:
+        runs = Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt")
+        newest = max(runs, key=os.path.getmtime, default=Path(f"runs/{SCRIPT}-1/checkpoint.pt"))
+        path = Path(args.out, "checkpoint.pt") if args.out else newest
+        if path.exists():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        elif args.generate or not args.out:
+            parser.error(f"there is no {path}")
+    if checkpoint:
+        if checkpoint["script"] != SCRIPT:
+            parser.error(f"{path} is of {checkpoint['script']}.py")
+        options = checkpoint["args"] | {"out": str(path.parent)}
         if args.epochs or args.steps:  # a new end replaces the old one
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be another one
-        parser.set_defaults(**options | {"out": args.out})
-        args = parser.parse_args(argv)  # what is typed again wins
+        # The run's options become the defaults, so that what is typed again wins
+        parser.set_defaults(**options)
+        args = parser.parse_args(argv)
     if not args.epochs and not args.steps:
         args.epochs = 25
-    args.resume = bool(options)
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        parser.error("--cuda: PyTorch sees no GPU; --no-cuda trains on the CPU")
+        parser.error("PyTorch sees no GPU for --cuda")
+    args.device = "cuda" if args.cuda else "cpu"
     return args, checkpoint
 
 
@@ -527,7 +529,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
