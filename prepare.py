@@ -177,13 +177,13 @@ def read_image(size: int, path: Path | zipfile.Path) -> np.ndarray | None:
         if 4 * image.width * image.height > LARGEST:
             return None
         image.draft("RGB", (size, size))  # decodes a large JPEG at 1/2, 1/4 or 1/8 of its size
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16 bits a pixel
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = ImageOps.fit(image.convert("RGB"), (size, size))
+        return np.asarray(image).transpose(2, 0, 1)
     except Exception:  # Pillow raises almost any kind on a damaged file
         return None
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = ImageOps.fit(image.convert("RGB"), (size, size))
-    return np.asarray(image).transpose(2, 0, 1)
 
 
 def read_images(paths: list, size: int) -> Iterator[np.ndarray | None]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def run(source: object, *options: object, size: int = 8) -> tuple[np.ndarray, li
     return images, labels.tolist(), classes
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def error_of(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     """Asserts that prepare.py refuses. Returns its message, one line after argparse's usage."""
     with pytest.raises(SystemExit) as end:
         prepare.main([str(argument) for argument in arguments])
@@ -140,7 +141,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["gzipped", "plain"])
 def test_mnist_files_in_place_are_used_as_they_are(
-    name: str, zipped: bool, capsys: pytest.CaptureFixture[str]
+    name: str, zipped: bool, capsys: pytest.CaptureFixture
 ) -> None:
     files = gzipped(mnist_files()) if zipped else mnist_files()
     write(f"else/{name}", files)
@@ -182,7 +183,7 @@ def test_cifar10_in_place_is_used_as_it_is(form: str) -> None:
     assert run("cifar10", size=16)[0].shape == (20, 3, 16, 16)
 
 
-def test_a_cut_download_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_download_is_named(capsys: pytest.CaptureFixture) -> None:
     files = gzipped(mnist_files())
     files["t10k-labels-idx1-ubyte.gz"] = files["t10k-labels-idx1-ubyte.gz"][:-9]
     write("data/downloads/mnist", files)
@@ -198,7 +199,7 @@ FIRST_MIRRORS = {
 
 @pytest.mark.parametrize("first", FIRST_MIRRORS)
 def test_the_second_mirror_serves_when_the_first(
-    first: str, pages: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    first: str, pages: dict[str, bytes], capsys: pytest.CaptureFixture
 ) -> None:
     for name, data in FIRST_MIRRORS[first].items():
         pages[f"https://first/{name}.gz"] = data
@@ -211,7 +212,7 @@ def test_the_second_mirror_serves_when_the_first(
 
 
 def test_without_network_one_line_says_which_files_to_put_where(
-    pages: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    pages: dict[str, bytes], capsys: pytest.CaptureFixture
 ) -> None:
     pages.clear()
     line = error_of(capsys, "mnist", "--downloads", "data/here")
@@ -318,7 +319,7 @@ IGNORED = ["notes.txt", "__MACOSX/cats/._0.png", ".thumbnails/0.png", "cats/._0.
 @packed
 @pytest.mark.filterwarnings("ignore")  # Pillow's
 def test_odd_images_are_read_and_others_left_out_and_named(
-    packed: bool, capsys: pytest.CaptureFixture[str]
+    packed: bool, capsys: pytest.CaptureFixture
 ) -> None:
     write("photos/cats", READABLE)
     write("photos/mice", UNREADABLE)
@@ -334,7 +335,7 @@ def test_odd_images_are_read_and_others_left_out_and_named(
 
 
 def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture,
 ) -> None:
     with zipfile.ZipFile("odd.zip", "w") as archive:
         for name in ["../up/1.png", "/top/2.png", "b/3.png", "flipped.png", "locked.png"]:
@@ -350,7 +351,20 @@ def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(
     assert names_in(".") == ["odd.zip", "out"]
 
 
-def test_the_output_is_named_after_the_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_grows_neither_with_the_set_nor_with_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "LARGEST", 2**20)
+    write("photos", {f"{i}.png": encoded() for i in range(1500)})
+    write("photos", {"bomb.png": bytes(2**26)})
+    archive = zip_of(Path("photos"))
+    tracemalloc.start()
+    prepare.main([str(archive), "--image-size", "64", "--out", "bombed"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert Path("bombed/images.npy").stat().st_size > 18_000_000
+    assert peak < 12_000_000
+
+
+def test_the_output_is_named_after_the_source(capsys: pytest.CaptureFixture) -> None:
     prepare.main([str(make_images(Path("some/my photos"), [""]))])
     prepare.main([str(zip_of(Path("some/my photos"))), "--force"])
     said = capsys.readouterr().out.splitlines()
@@ -359,7 +373,7 @@ def test_the_output_is_named_after_the_source(capsys: pytest.CaptureFixture[str]
     assert said[1] == "Train on it: python dcgan.py --data 'data/my photos-32'"
 
 
-def test_bad_input_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused_in_one_line(capsys: pytest.CaptureFixture) -> None:
     write("empty", {"notes.txt": b"text", "1.png": b"text"})
     Path("text.zip").write_text("text")
     for source in ["nothing", "text.zip"]:
@@ -369,9 +383,7 @@ def test_bad_input_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert "--image-size" in error_of(capsys, "empty", "--image-size", 7)
 
 
-def test_only_force_replaces_and_only_a_folder_of_arrays(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_only_force_replaces_and_only_a_folder_of_arrays(capsys: pytest.CaptureFixture) -> None:
     before = run(make_images(Path("photos")))[0]
     write("empty", {"1.png": b""})
     assert "--force" in error_of(capsys, "photos", "--out", "out")
