@@ -4,447 +4,570 @@
 # ///
 """Scores and pictures of trained runs.
 
-    python evaluate.py score RUN...         classes, diversity, Frechet distance, memorisation, beside real images
-    python evaluate.py parzen RUN           log-likelihood of the test images (Goodfellow et al. 2014, Table 1)
-    python evaluate.py neighbours RUN       samples above their nearest training images, a picture
-    python evaluate.py interpolate RUN      what lies between two samples, a picture
-    python evaluate.py curves RUN...        metrics.csv as a plot (needs matplotlib)
-    python evaluate.py fid RUN              the commands that compute FID, with torch-fidelity or clean-fid
+    python evaluate.py score RUN...       classes, diversity, Frechet distance, beside real images
+    python evaluate.py parzen RUN         log-likelihood of test images (Goodfellow et al. 2014)
+    python evaluate.py neighbours RUN     a picture of samples and their nearest training images
+    python evaluate.py interpolate RUN    a picture of what lies between two samples
+    python evaluate.py film RUN           the run's sample pictures as an animation
+    python evaluate.py curves RUN...      metrics.csv as a plot (needs matplotlib)
+    python evaluate.py fid RUN            prints the commands that compute FID with torch-fidelity
 
-A RUN is a folder that one of the scripts has written; they must lie beside this file, whose parts are theirs.
-Samples are drawn by the average of G's weights. docs/evaluate.md says how each figure is made and how to read it.
+A RUN is the folder that one of the scripts has written; this file, which must lie beside the
+scripts, imports it to build the networks. docs/evaluate.md explains how to read each figure.
 """
 
-import contextlib
 import csv
 import hashlib
-import importlib.util
-import json
+import importlib
+import inspect
 import math
 import shlex
 import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp", "lsgan", "acgan", "fgan"]
+BANNER = "\n# ----------------------- Plumbing"  # Each script has this line, and no other file
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: code 2 for bad usage or bad input, 1 for a disk or a memory that is full."""
-    tqdm.write(f"evaluate.py: error: {' '.join(message.split())}", file=sys.stderr)  # not behind a progress bar
-    raise SystemExit(code)
+def find_scripts() -> list[str]:
+    """The names of the scripts beside this file, dcgan for dcgan.py."""
+    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    return [file.stem for file in files if BANNER in file.read_text("utf-8")]
 
 
 class Run(NamedTuple):
-    """A trained run; script is the module that made it, args are its arguments."""
+    """A trained run: its folder, the script that made it, its options and its weights."""
 
     folder: Path
     script: ModuleType
     args: Namespace
     checkpoint: dict
-    device: str
-
-    def load_images(self) -> tuple[Tensor, Tensor]:
-        """All images that the run was trained on, uint8 (N, C, S, S), and their labels (N,)."""
-        images, labels, classes = self.script.load_data(self.args)
-        if (*images.shape[1:3], classes) != (self.args.channels, self.args.image_size, self.args.classes):
-            fail(f"--data {self.args.data} has changed since {self.folder}: other sizes, channels or classes")
-        return images, labels
-
-    def load_data(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], str]:
-        """The images of the run, images held out, and what those are: test images, if there are some, else a sixth."""
-        images, labels = self.load_images()
-        path = Path(self.args.data, "test_images.npy")
-        if self.args.data == "glyphs" or not path.exists():
-            step = max(6, math.ceil(len(images) / 10_000))
-            held_out = torch.arange(len(images)) % step == 0
-            name = f"one training image in {step}: the GAN has seen them, what they are compared with has not"
-            return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out]), name
-        try:
-            test = np.load(path)  # without classes there are no labels, and nothing asks for them
-            test_labels = np.load(path.with_name("test_labels.npy")) if self.args.classes else np.zeros(len(test))
-            if test.dtype != np.uint8 or test.shape[1:] != images.shape[1:] or test_labels.shape != (len(test),):
-                raise ValueError("they do not go with images.npy")
-        except (OSError, ValueError, EOFError) as error:
-            fail(f"the test images of {self.args.data}: {error}")
-        held_out = torch.from_numpy(test), torch.from_numpy(test_labels.astype(np.int64))
-        return (images, labels), held_out, f"the test images of {self.args.data}"
 
     def load_generator(self, trained: bool = True) -> nn.Module:
-        """The averaged generator, in eval mode, without gradients; or one of the same kind before its training."""
-        with contextlib.redirect_stdout(None):  # ours is for results
-            networks, _ = self.script.load_networks(self.args, self.checkpoint if trained else {})
-        torch.set_float32_matmul_precision("highest")  # what it sets is good for training, not for distances
+        """The averaged generator, in eval mode; if not trained, as it was before the first step."""
+        networks, _ = self.script.make_networks(self.args, self.checkpoint if trained else {})
         return networks["generator_ema"]
 
-    def sample(self, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, C, S, S) in [-1, 1], on the device, from z (N, latent_dim) and, in cgan only, labels (N,)."""
-        return generator(*(x.to(self.device) for x in ([z, labels] if "label" in self.args else [z])))
+    def labels(self, count: int) -> Tensor:
+        """The labels of count samples (count,): each class in turn."""
+        return torch.arange(count) % max(1, len(self.args.classes))
 
-    def draw(self, count: int, trained: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of samples and the labels (n,) asked of cgan, all classes in turn."""
-        generator, rng = self.load_generator(trained), torch.Generator().manual_seed(self.args.seed)
-        labels = torch.arange(count) % max(1, len(self.args.classes))
-        for part in tqdm(labels.split(100), f"samples of {self.folder}", unit="batch", leave=False):
-            yield self.sample(generator, torch.randn(len(part), self.args.latent_dim, generator=rng), part), part
+    def draw(self, count: int, trained: bool = True) -> Iterator[Tensor]:
+        """Samples in [-1, 1], on the device, in batches of 100."""
+        generator = self.load_generator(trained)
+        random = torch.Generator().manual_seed(self.args.seed)
+        batches = self.labels(count).to(self.args.device).split(100)
+        for labels in tqdm(batches, f"samples of {self.folder}", leave=False):
+            z = torch.randn(len(labels), self.args.latent_dim, generator=random)
+            yield self.script.sample(generator, self.args, z.to(self.args.device), labels)
 
 
-def load_run(folder: str, options: Namespace) -> Run:
-    """Reads a run and imports the script that made it, a copy for us alone, whose errors come under our name."""
-    try:
-        checkpoint = torch.load(Path(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
-        name, args = checkpoint["script"], Namespace(**checkpoint["args"])
-        if name not in SCRIPTS:
-            raise ValueError(f"{name} is none of {', '.join(SCRIPTS)}")
-        if "generator_ema" not in checkpoint:
-            raise ValueError(f"it has no average of G's weights, so it is of an older {name}.py")
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-    except Exception as error:  # torch.load raises all kinds on a broken file
-        fail(f"{folder} is no run: {type(error).__name__}: {str(error).partition('. ')[0]}")
-    script.fail = fail
-    args.out, args.kernels = folder, "off"  # nothing is trained here
-    args.cuda, args.data = vars(options).get("cuda", False), vars(options).get("data") or args.data
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: PyTorch sees no GPU; without --cuda it runs on the CPU")
-    return Run(Path(folder), script, args, checkpoint, "cuda" if args.cuda else "cpu")
+def load_run(folder: str, data: str | None = None, cuda: bool = False) -> Run:
+    """Reads a run. It may come from a stranger, so nothing in its folder is executed."""
+    path = Path(folder, "checkpoint.pt")
+    if not path.exists():
+        sys.exit(f"{path} does not exist.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    name = checkpoint.get("script")
+    scripts = find_scripts()
+    if name not in scripts:
+        sys.exit(f"{folder} is a run of {name}, which is not one of {', '.join(scripts)}.")
+    if "recent" not in checkpoint:
+        sys.exit(f"{folder} was trained with an older version of {name}.py. Train it again.")
+    args = Namespace(**checkpoint["args"])
+    args.data = data or args.data
+    args.cuda = cuda
+    args.device = "cuda" if cuda else "cpu"
+    return Run(Path(folder), importlib.import_module(name), args, checkpoint)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, rounded as in the scripts' pictures."""
-    return images.mul(127.5).add(128).clamp(0, 255).byte()
+    """Images in [-1, 1] as uint8 on the CPU, rounded as in the scripts' pictures."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
 
 
-def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float], chunk: int = 100) -> Tensor:
-    """log p(x) (len(sigmas), N), where p is the mean of Gaussians N(sample, sigma^2 I), in blocks of chunk x M numbers.
-
-    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels.
-    """
-    (count, dims), norms, found = samples.shape, samples.square().sum(1), []
-    for part in tqdm(x.split(chunk), "log-likelihood", unit="chunk", leave=False):
-        squares = torch.addmm(norms, part, samples.T, alpha=-2).add_(part.square().sum(1, keepdim=True))  # (chunk, M)
-        found.append(torch.stack([(squares * (-0.5 / sigma**2)).logsumexp(1) for sigma in sigmas]))
-    constants = [math.log(count) + dims * math.log(sigma * math.sqrt(2 * math.pi)) for sigma in sigmas]
-    return torch.cat(found, dim=1) - torch.tensor(constants, dtype=x.dtype, device=x.device)[:, None]
-
-
-def parzen(options: Namespace) -> None:
-    """Log-likelihood of the test images under Gaussians around samples (Goodfellow et al. 2014, Table 1).
-
-    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py) pixels count from 0 to 1, and sigma
-    is the best for 1,000 images of the last sixth of the training set; but of 55 values, and our GAN has seen those.
-    """
-    run = load_run(options.run, options)
-    (train, _), (test, _), name = run.load_data()
-    last, side = len(train) * 5 // 6, run.args.image_size
-    # 28x28 images that became 32x32 by a black border lose it again: the paper's have none.
-    border = 2 if side == 32 and test.count_nonzero() == test[:, :, 2:-2, 2:-2].count_nonzero() else 0
-
-    def vectors(images: Tensor) -> Tensor:
-        """Images, uint8 or in [-1, 1], as float64 (N, D) in [0, 1], on the device."""
-        x = images[:, :, border : side - border, border : side - border].flatten(1).to(run.device, torch.float64)
-        return x / 255 if images.dtype == torch.uint8 else (x + 1) / 2
-
-    valid, x = vectors(train[last:][:1000]), vectors(test)
-    print(f"test        {name} ({len(x):,} x {x.shape[1]} pixels)")
-    print(f"sigma       {options.sigma or f'the best of 55 for {len(valid):,} training images, from {last:,} on'}")
-    names = ["training images", str(run.folder), "untrained"]
-    width = max(map(len, names))
-    print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
-    for name in names:
-        if name == "training images":
-            samples = vectors(train[:last][: options.samples])
-        else:
-            samples = torch.cat([vectors(images) for images, _ in run.draw(options.samples, name != "untrained")])
-        sigmas = [options.sigma] if options.sigma else torch.logspace(-1, 0, 55).tolist()
-        sigma = sigmas[int(log_likelihood(valid, samples, sigmas).mean(1).argmax())]
-        ll = log_likelihood(x, samples, [sigma])[0]
-        error = ll.std().item() / math.sqrt(len(ll))
-        print(f"{name:{width}}{len(samples):9,}{sigma:8.3f}{ll.mean().item():10.1f} ± {error:.1f}", flush=True)
-
-
-def new_classifier(channels: int, classes: int) -> nn.Sequential:
-    """Maps images (N, channels, 32, 32) in [-1, 1] to features (N, 128) and these, by its last layer, to logits."""
-    layers = []
-    for i, o in ((channels, 32), (32, 64), (64, 128)):  # to 16x16, 8x8, 4x4
-        layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes))
-
-
-def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> nn.Sequential:
-    """A classifier trained on images uint8 (N, C, 32, 32) and labels (N,), from data/cache, where it is put then."""
-    key = hashlib.sha256(Path(__file__).read_bytes())
-    for part in (*images.split(10_000), labels):
-        key.update(part.contiguous().numpy())
-    path, rng = Path("data/cache", f"classifier-{key.hexdigest()[:16]}.pt"), torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    classifier = new_classifier(images.shape[1], classes).to(device)
-    with contextlib.suppress(Exception):  # torch.load raises all kinds on a broken file; it is made anew
-        classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        return classifier.eval()
-    optimizer, steps = torch.optim.Adam(classifier.parameters()), min(1500, 20 * math.ceil(len(images) / 128))
-    for step in tqdm(range(steps), "training the classifier", unit="step", leave=False):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
-        part = torch.randint(len(images), (128,), generator=rng)
-        loss = F.cross_entropy(classifier(images[part].to(device) / 127.5 - 1), labels[part].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(classifier.state_dict(), path)
-    return classifier.eval()
+def to_floats(images: Tensor) -> Tensor:
+    """Images uint8 as float32 in [-1, 1]."""
+    return images / 127.5 - 1
 
 
 def to_32(images: Tensor) -> Tensor:
     """Images uint8 (N, C, S, S) as uint8 (N, C, 32, 32), so that runs of all sizes compare."""
-    if images.shape[-1] == 28:
-        return F.pad(images, (2, 2, 2, 2))  # as the convolutional scripts do with MNIST
-    return images if images.shape[-1] == 32 else F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+    side = images.shape[-1]
+    if side == 32:
+        return images
+    if side == 28:
+        return F.pad(images, (2, 2, 2, 2))  # a black border, as prepare.py adds to MNIST
+    parts = images.split(1000)
+    return torch.cat([F.interpolate(x, (32, 32), mode="bilinear", antialias=True) for x in parts])
+
+
+def draw_32(run: Run, count: int, trained: bool = True) -> Tensor:
+    """Samples as uint8 (count, C, 32, 32), on the CPU."""
+    return torch.cat([to_32(to_bytes(images)) for images in run.draw(count, trained)])
+
+
+class Part(NamedTuple):
+    """Images uint8 (N, C, S, S) and their labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def load_training_data(run: Run) -> Part:
+    """All images that the run was trained on."""
+    images, labels, classes = run.script.load_data(run.args.data)
+    args = run.args
+    if [*images.shape[1:3], classes] != [args.channels, args.image_size, args.classes]:
+        sys.exit(f"{args.data} has other sizes, channels or classes than {run.folder} had.")
+    return Part(images, labels)
+
+
+def split_data(run: Run) -> tuple[Part, Part, str]:
+    """Images to compare with, images held out from these, and a text that says which they are."""
+    train = load_training_data(run)
+    path = Path(run.args.data, "test_images.npy")
+    if run.args.data != "digits" and path.exists():
+        images = torch.from_numpy(np.load(path))
+        labels = torch.zeros(len(images))
+        if run.args.classes:
+            labels = torch.from_numpy(np.load(path.with_name("test_labels.npy")))
+        return train, Part(images, labels), f"the test images of {run.args.data}"
+    step = max(6, math.ceil(len(train.images) / 10_000))
+    is_held_out = torch.arange(len(train.images)) % step == 0
+    rest = Part(train.images[~is_held_out], train.labels[~is_held_out])
+    held_out = Part(train.images[is_held_out], train.labels[is_held_out])
+    text = f"one training image in {step}, which the GAN has seen and the classifier has not"
+    return rest, held_out, text
+
+
+def new_classifier(channels: int, classes: int) -> nn.Sequential:
+    """Maps images (N, channels, 32, 32) in [-1, 1] to features (N, 128) and, at last, to logits."""
+    layers = []
+    for before, after in ((channels, 32), (32, 64), (64, 128)):  # to 16x16, 8x8, 4x4
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes)]
+    return nn.Sequential(*layers)
+
+
+def train_classifier(classifier: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Trains on images uint8 (N, C, 32, 32) for up to 20 epochs."""
+    device = next(classifier.parameters()).device
+    random = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(classifier.parameters())
+    steps = min(1500, 20 * math.ceil(len(images) / 128))
+    for step in tqdm(range(steps), "training the classifier", leave=False):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+        index = torch.randint(len(images), (128,), generator=random)
+        logits = classifier(to_floats(images[index].to(device)))
+        loss = F.cross_entropy(logits, labels[index].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> nn.Sequential:
+    """The classifier of images uint8 (N, C, 32, 32). It is trained once and kept in data/cache."""
+    key = hashlib.sha256()
+    for function in (new_classifier, train_classifier):
+        key.update(inspect.getsource(function).encode())
+    for tensor in (images, labels):
+        key.update(tensor.contiguous().numpy())
+    path = Path("data/cache", f"classifier-{key.hexdigest()[:16]}.pt")
+    torch.manual_seed(0)
+    classifier = new_classifier(images.shape[1], classes).to(device)
+    if path.exists():
+        classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    else:
+        train_classifier(classifier, images, labels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")  # if the process is killed here, there is no .pt
+        torch.save(classifier.state_dict(), part)
+        part.replace(path)
+    return classifier.eval()
 
 
 @torch.no_grad()
 def classify(classifier: nn.Sequential, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features, float64 (N, 128), of images uint8 (N, C, 32, 32), and the classes that are read (N,)."""
+    """Features float64 (N, 128) and classes (N,) of images uint8 (N, C, 32, 32)."""
     device = next(classifier.parameters()).device
-    features = torch.cat([classifier[:-1](part.to(device) / 127.5 - 1) for part in images.split(500)])
-    return features.double().cpu(), classifier[-1](features).argmax(1).cpu()
+    parts = [classifier[:-1](to_floats(part.to(device))) for part in images.split(500)]
+    features = torch.cat(parts)
+    classes = classifier[-1](features).argmax(1)
+    return features.double().cpu(), classes.cpu()
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
-    """Frechet distance of the Gaussians with the means and covariances of x (N, D) and y (M, D), float64.
+    """Frechet distance of x (N, D) and y (M, D), float64, each taken as a Gaussian.
 
-    |m - n|^2 + Tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the formula of FID (Heusel et al. 2017), here in other features.
+    |m - n|^2 + Tr(A + B - 2 (A^1/2 B A^1/2)^1/2), where m and n are the means, A and B the
+    covariances: the formula of FID (Heusel et al. 2017), here with other features.
     """
-    a, b = x.T.cov(correction=0), y.T.cov(correction=0)
+    a = x.T.cov(correction=0)
+    b = y.T.cov(correction=0)
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
-    return ((x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2 * cross).item()
+    squared_distance = (x.mean(0) - y.mean(0)).square().sum()
+    return (squared_distance + a.trace() + b.trace() - 2 * cross).item()
 
 
-def nearest(x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22) -> tuple[Tensor, Tensor]:
-    """Distances (N, k) and indices (N, k) of the k nearest of train (M, ...) to each of x (N, ...), all uint8.
+def nearest(
+    x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22
+) -> tuple[Tensor, Tensor]:
+    """Distances (N, k) and indices (N, k) of the k images of train that are nearest to each of x.
 
-    Euclidean, pixels count from 0 to 1. Takes train in chunks of so many pixels.
+    All are uint8, of one size. The distance is Euclidean, with pixels from 0 to 1. To bound the
+    memory, train is taken in chunks of so many pixels.
     """
     flat = x.flatten(1).to(device).float() / 255
-    best, index = flat.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long, device=device)
-    chunk = max(1, chunk // flat.shape[1])
-    for start in tqdm(range(0, len(train), chunk), "neighbours", unit="chunk", leave=False):
-        part = train[start : start + chunk].flatten(1).to(device).float() / 255
-        squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, chunk), |x|^2 left out
-        near, where = squares.topk(min(k, len(part)), dim=1, largest=False)
-        best, order = torch.cat([best, near], 1).topk(k, dim=1, largest=False)
-        index = torch.cat([index, where + start], 1).gather(1, order)
-    exact = [torch.linalg.vector_norm((x.float() - train[i].float()).flatten(1) / 255, dim=1) for i in index.cpu().T]
-    return torch.stack(exact, 1), index.cpu()
+    best = torch.full((len(x), k), math.inf, device=device)
+    index = torch.zeros(len(x), k, dtype=torch.long, device=device)
+    step = max(1, chunk // flat.shape[1])
+    for start in tqdm(range(0, len(train), step), "neighbours", leave=False):
+        part = train[start : start + step].flatten(1).to(device).float() / 255
+        # |x - y|^2 without |x|^2, which makes no difference to the order
+        squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, step)
+        found, place = squares.topk(min(k, len(part)), dim=1, largest=False)
+        best, order = torch.cat([best, found], dim=1).topk(k, dim=1, largest=False)
+        index = torch.cat([index, place + start], dim=1).gather(1, order)
+    index = index.cpu()
+    distances = []
+    for column in index.T:
+        difference = (x.float() - train[column].float()) / 255
+        distances.append(difference.flatten(1).norm(dim=1))
+    return torch.stack(distances, dim=1), index
+
+
+def memorised(images: Tensor, train: Tensor, device: str) -> float:
+    """The share of images whose nearest neighbour is at most half as far as the second nearest."""
+    distances, _ = nearest(images, train, 2, device)
+    return (2 * distances[:, 0] <= distances[:, 1]).double().mean().item()
 
 
 def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The mean distance of two images of the same class, for each class (classes,), from its first 500; NaN if < 2."""
-    parts = (images[labels == k][:500].flatten(1).float() / 255 for k in range(classes))
-    return torch.stack([F.pdist(part).mean() for part in parts])
+    """The mean distance of two images of a class, for each class; NaN if it has less than two."""
+    means = []
+    for label in range(classes):
+        part = images[labels == label][:500]
+        means.append(F.pdist(part.flatten(1).float() / 255).mean())
+    return torch.stack(means)
 
 
 class Judge:
-    """What sets of images are compared with: a classifier, and what it makes of the training images."""
+    """Compares images with a reference, by default the training images, as a classifier sees them.
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: int, device: str) -> None:
-        self.device, self.classes = device, classes
-        self.train = torch.cat([to_32(part) for part in images.split(1000)])
-        self.classifier = load_classifier(self.train, labels, classes, device)
-        self.features, read = classify(self.classifier, self.train)
-        self.share = read.bincount(minlength=self.classes) / len(read)
-        self.spread = spread(self.train, read, self.classes)
+    The classifier is trained on the training images.
+    """
 
-    def __call__(self, images: Tensor, labels: Tensor | None) -> dict[str, float | None]:
-        """The figures of images uint8 (N, C, 32, 32); with the labels (N,) that they should have also the accuracy."""
+    def __init__(
+        self, train: Part, classes: int, device: str, reference: Tensor | None = None
+    ) -> None:
+        images = to_32(train.images)
+        reference = images if reference is None else to_32(reference)
+        self.classes = classes
+        self.classifier = load_classifier(images, train.labels, classes, device)
+        self.features, read = classify(self.classifier, reference)
+        self.share = read.bincount(minlength=classes) / len(read)
+        self.spread = spread(reference, read, classes)
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """Figures of images uint8 (N, C, 32, 32), the accuracy only with the labels asked for."""
         features, read = classify(self.classifier, images)
         share = read.bincount(minlength=self.classes) / len(read)
-        diversity = spread(images, read, self.classes) / self.spread
-        diversity = diversity[diversity.isfinite()]  # of the classes that are there
-        distance, _ = nearest(images, self.train, 2, self.device)
-        return {
+        is_drawn = (share > 0) & (share >= self.share / 10)
+        entropy = share.xlogy(share).sum().abs().item()
+        diversity = spread(images, read, self.classes) / self.spread  # NaN for classes not drawn
+        figures = {
             "images": len(images),
-            "classes": (share >= self.share / 10).logical_and(share > 0).sum().item(),
-            "entropy": abs(share.xlogy(share).sum().item()) / math.log(max(2, self.classes)),
-            "diversity": diversity.mean().item() if len(diversity) else None,
-            "least diversity": diversity.min().item() if len(diversity) else None,
+            "classes": is_drawn.sum().item(),
+            "rarest": share.min().item(),
+            "entropy": entropy / math.log(max(2, self.classes)),
+            "diversity": diversity.nanmean().item(),
+            "least diversity": diversity.nan_to_num(math.inf).min().item(),
             "frechet": frechet(features, self.features),
-            "memorised": (2 * distance[:, 0] <= distance[:, -1]).double().mean().item(),
-            "accuracy": None if labels is None else (read == labels).double().mean().item(),
         }
+        if labels is not None:
+            figures["accuracy"] = (read == labels).double().mean().item()
+        return figures
 
 
-FORMATS = {  # of the table's columns
-    **{"images": ",.0f", "classes": ".0f", "entropy": ".3f", "diversity": ".2f", "least diversity": ".2f"},
-    **{"frechet": ".2f", "memorised": ".2%", "accuracy": ".1%"},
+COLUMNS = {  # of the table, and how their numbers are printed
+    "images": ",.0f",
+    "classes": ".0f",
+    "entropy": ".3f",
+    "diversity": ".2f",
+    "least diversity": ".2f",
+    "frechet": ".2f",
+    "memorised": ".2%",
+    "accuracy": ".1%",
 }
 
 
-def score(options: Namespace) -> None:
-    """Classes, diversity, Frechet distance, memorisation, beside those of real images and an untrained generator."""
-    runs = [load_run(folder, options) for folder in options.runs]
-    first = runs[0].args
-    for run in runs:
-        if (run.args.data, run.args.channels, run.args.classes) != (first.data, first.channels, first.classes):
-            fail(f"{run.folder} was trained on {run.args.data}, {runs[0].folder} on {first.data}: score them apart")
-    if not first.classes:
-        fail(f"score needs images with classes, and {first.data} has none; try neighbours, or fid")
-    train, (held_out, labels), held_out_name = runs[0].load_data()
-    judge = Judge(*train, len(first.classes), runs[0].device)
-    rows = {"held-out": judge(to_32(held_out), labels)}
-    sources = {str(run.folder): (run, True) for run in runs}
-    sources |= {f"untrained {run.script.__name__}": (run, False) for run in runs}
-    for name, (run, trained) in sources.items():
-        parts = [(to_32(to_bytes(images).cpu()), labels) for images, labels in run.draw(options.samples, trained)]
-        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        rows[name] = judge(images, labels if "label" in run.args else None)
-    text = json.dumps({"data": first.data, "held_out": held_out_name, "rows": rows}, indent=2)
-    if options.json == "-":
-        print(text)
-        return
-    print(f"data        {first.data}, {len(train[0]):,} training images, {len(first.classes)} classes")
-    print(f"held-out    {held_out_name}")
-    width = max(map(len, rows))
-    print(f"{'':{width}}", *(f"{name:>8}" for name in FORMATS), sep="  ")
+def compute_scores(runs: list[Run], train: Part, held_out: Part, count: int) -> dict[str, dict]:
+    """The rows of the table: held-out images, the runs, their generators before training."""
+    sets = {"held-out": (to_32(held_out.images), held_out.labels)}
+    for trained in (True, False):
+        for run in runs:
+            name = str(run.folder) if trained else f"untrained {run.script.__name__}"
+            labels = run.labels(count) if run.script.CONDITIONAL else None
+            sets[name] = (draw_32(run, count, trained), labels)
+    judge = Judge(train, len(runs[0].args.classes), runs[0].args.device)
+    train_images = to_32(train.images)
+    rows = {}
+    for name, (images, labels) in sets.items():
+        rows[name] = judge(images, labels)
+        rows[name]["memorised"] = memorised(images, train_images, runs[0].args.device)
+    return rows
+
+
+def print_table(rows: dict[str, dict]) -> None:
+    """Prints a line for each row, with its figures under their names."""
+    width = max(len(name) for name in rows)
+    print(" " * width, *COLUMNS, sep="   ")
     for name, row in rows.items():
-        cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in FORMATS.items()]
-        print(f"{name:{width}}", *(f"{c:>{max(8, len(key))}}" for key, c in zip(FORMATS, cells, strict=True)), sep="  ")
-    if options.json:
-        Path(options.json).write_text(text + "\n")
+        line = name.ljust(width)
+        for column, number_format in COLUMNS.items():
+            text = f"{row[column]:{number_format}}" if column in row else "-"
+            line += "   " + text.rjust(len(column))
+        print(line)
+
+
+def score(options: Namespace) -> None:
+    """Classes, diversity, Frechet distance and memorisation of runs, beside real images."""
+    runs = [load_run(folder, options.data, options.cuda) for folder in options.runs]
+    data = runs[0].args.data
+    for run in runs:
+        if run.args.data != data or run.args.classes != runs[0].args.classes:
+            sys.exit(f"{run.folder} and {runs[0].folder} have other data. Score them separately.")
+    if not runs[0].args.classes:
+        sys.exit(f"score needs images with classes, and {data} has none.")
+    train, held_out, held_out_text = split_data(runs[0])
+    print(f"data        {data}, {len(train.images):,} training images")
+    print(f"held-out    {held_out_text}")
+    print_table(compute_scores(runs, train, held_out, options.samples))
+
+
+def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
+    """log p(x) (len(sigmas), N), where p is the mean of the Gaussians N(sample, sigma^2 I).
+
+    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels.
+    """
+    count, dims = samples.shape
+    norms = samples.square().sum(1)
+    parts = []
+    for part in tqdm(x.split(100), "log-likelihood", leave=False):
+        squares = torch.addmm(norms, part, samples.T, alpha=-2)  # (100, M)
+        squares += part.square().sum(1, keepdim=True)
+        parts.append(torch.stack([(squares * (-0.5 / s**2)).logsumexp(1) for s in sigmas]))
+    roots = torch.tensor(sigmas).to(x) * math.sqrt(2 * math.pi)  # of 2 pi sigma^2
+    return torch.cat(parts, dim=1) - (math.log(count) + dims * roots.log())[:, None]
+
+
+def parzen(options: Namespace) -> None:
+    """Log-likelihood of test images under Gaussians around samples (Goodfellow et al. 2014).
+
+    As in the authors' code (https://github.com/goodfeli/adversarial, parzen_ll.py), sigma is the
+    best for 1,000 images of the last sixth of the training set.
+    """
+    run = load_run(options.run, options.data, options.cuda)
+    train, test, test_text = split_data(run)
+    # The paper's MNIST is 28x28. Where prepare.py has added a black border, it is cut off again.
+    border = 0
+    inner = test.images[:, :, 2:-2, 2:-2]
+    if run.args.image_size == 32 and inner.count_nonzero() == test.images.count_nonzero():
+        border = 2
+    inside = slice(border, run.args.image_size - border)
+
+    def to_vectors(images: Tensor) -> Tensor:
+        """Images uint8 or in [-1, 1] as float64 (N, D) in [0, 1], on the device."""
+        vectors = images[:, :, inside, inside].flatten(1).to(run.args.device, torch.float64)
+        return vectors / 255 if images.dtype == torch.uint8 else (vectors + 1) / 2
+
+    begin = len(train.images) * 5 // 6
+    valid = to_vectors(train.images[begin : begin + 1000])
+    x = to_vectors(test.images)
+    sigmas = torch.logspace(-1, 0, 55).tolist()
+    print(f"test        {test_text} ({len(x):,} x {x.shape[1]} pixels)")
+    print(f"sigma       the best of 55 for {len(valid):,} training images, from {begin:,} on")
+    names = ["training images", str(run.folder), "untrained"]
+    width = max(len(name) for name in names)
+    print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
+    for name in names:
+        if name == "training images":
+            samples = to_vectors(train.images[: min(begin, options.samples)])
+        else:
+            batches = run.draw(options.samples, trained=name != "untrained")
+            samples = torch.cat([to_vectors(images) for images in batches])
+        best = log_likelihood(valid, samples, sigmas).mean(1).argmax()
+        sigma = sigmas[best]
+        found = log_likelihood(x, samples, [sigma])[0]
+        error = found.std().item() / math.sqrt(len(found))
+        figures = f"{len(samples):9,}{sigma:8.3f}{found.mean().item():10.1f} ± {error:.1f}"
+        print(f"{name:{width}}{figures}", flush=True)
 
 
 def neighbours(options: Namespace) -> None:
-    """Sixteen samples, below each its three nearest training images, as RUN/neighbours.png."""
-    run = load_run(options.run, options)
-    images, _ = run.load_images()
-    samples = to_bytes(next(run.draw(16))[0]).cpu()
-    _, index = nearest(samples, images, 3, run.device)  # (16, 3)
-    tiles = torch.cat([samples, *(images[i] for i in index.T)])  # row after row
-    run.script.to_picture(tiles.float() / 127.5 - 1, columns=16).save(run.folder / "neighbours.png")
-    print(f"{run.folder / 'neighbours.png'}: samples in the top row, below each its nearest training images")
+    """Sixteen samples, each above its three nearest training images, as RUN/neighbours.png."""
+    run = load_run(options.run, options.data, options.cuda)
+    images = load_training_data(run).images
+    samples = to_bytes(next(run.draw(16)))
+    _, index = nearest(samples, images, 3, run.args.device)
+    tiles = torch.cat([samples, images[index.T.flatten()]])  # four rows of 16
+    path = run.folder / "neighbours.png"
+    run.script.to_picture(to_floats(tiles), columns=16).save(path)
+    print(path)
 
 
 def interpolate(options: Namespace) -> None:
-    """What G makes of straight lines in z, as RUN/interpolate.png; cgan: of each class, then from class to class."""
-    run = load_run(options.run, options)
-    generator, conditional = run.load_generator(), "label" in run.args
-    labels = torch.arange(min(len(run.args.classes), 16) if conditional else 8)  # one row each
-    rng, way = torch.Generator().manual_seed(run.args.seed), torch.linspace(0, 1, 10)
-    start, end = torch.randn(2, len(labels), run.args.latent_dim, generator=rng)
-    columns = [run.sample(generator, start.lerp(end, t), labels) for t in way]
-    tiles = torch.stack(columns, dim=1).flatten(0, 1)  # row after row
-    if conditional:  # z stays; forward takes whole labels, its layers any mixture of two
-        y = torch.eye(len(run.args.classes))[labels]
-        inputs = [torch.cat([start, y.lerp(y.roll(-1, 0), t)], dim=1)[:, :, None, None] for t in way]
-        columns = [generator.layers(x.to(run.device)) for x in inputs]
+    """What G makes of straight lines in z, and between classes, as RUN/interpolate.png."""
+    run = load_run(options.run, cuda=options.cuda)
+    args = run.args
+    generator = run.load_generator()
+    rows = min(len(args.classes), 16) if run.script.CONDITIONAL else 8
+    labels = torch.arange(rows, device=args.device)
+    random = torch.Generator().manual_seed(args.seed)
+    start, end = torch.randn(2, rows, args.latent_dim, generator=random).to(args.device)
+    way = torch.linspace(0, 1, 10).tolist()
+    columns = [run.script.sample(generator, args, start.lerp(end, t), labels) for t in way]
+    tiles = torch.stack(columns, dim=1).flatten(0, 1)
+    if run.script.CONDITIONAL:  # in the lower half z stays and the class changes
+        here = torch.eye(len(args.classes), device=args.device)[labels]
+        there = here.roll(-1, dims=0)
+        columns = [generator(start, here.lerp(there, t)) for t in way]
         tiles = torch.cat([tiles, torch.stack(columns, dim=1).flatten(0, 1)])
-    run.script.to_picture(tiles, columns=10).save(run.folder / "interpolate.png")
-    print(f"{run.folder / 'interpolate.png'}: in each row z goes straight; below, in cgan, from one class to the next")
+    path = run.folder / "interpolate.png"
+    run.script.to_picture(tiles, columns=10).save(path)
+    print(path)
+
+
+def step_of(path: Path) -> int:
+    """200 for step-000200.png."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def load_frame(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.thumbnail((1024, 1024))  # smaller if it is larger: a GIF holds all its frames
+        return picture.copy()
+
+
+def film(options: Namespace) -> None:
+    """The pictures in RUN/samples as an animation of up to 100 frames, as RUN/training.gif."""
+    folder = Path(options.run, "samples")
+    files = sorted(folder.glob("step-*.png"), key=step_of)
+    if not files:
+        sys.exit(f"{folder} has no pictures step-*.png.")
+    count = min(100, len(files))
+    chosen = [files[round(i)] for i in np.linspace(0, len(files) - 1, count)]
+    frames = map(load_frame, chosen)  # one file at a time is open
+    path = Path(options.run, "training.gif")
+    next(frames).save(path, save_all=True, append_images=frames, duration=200, loop=0)
+    print(path)
 
 
 def curves(options: Namespace) -> None:
-    """The columns of metrics.csv over the steps, one panel each, as RUN/curves.png; several runs overlaid."""
+    """The columns of metrics.csv over the steps, runs overlaid, as curves.png in the first RUN."""
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        fail(f"curves: {error}; pip install matplotlib")
-    tables = {}  # of each run the columns
+    except ImportError:
+        sys.exit("curves needs matplotlib: pip install matplotlib")
+    tables = {}
+    columns = {}  # of all runs, in order
     for run in options.runs:
-        try:
-            rows = list(csv.DictReader(Path(run, "metrics.csv").read_text().splitlines()))
-            columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
-            tables[run] = columns.pop("step"), {k: v for k, v in columns.items() if k not in ("epoch", "seconds")}
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            fail(f"{run} has no metrics.csv with a row to draw: {type(error).__name__}: {error}")
-    names = list(dict.fromkeys(name for _, columns in tables.values() for name in columns))
-    if not names:
-        fail(f"{', '.join(tables)}: metrics.csv has nothing to draw")
+        path = Path(run, "metrics.csv")
+        if not path.exists():
+            sys.exit(f"{path} does not exist.")
+        tables[run] = list(csv.DictReader(path.read_text().splitlines()))
+        columns |= tables[run][0]
+    names = [name for name in columns if name not in ("step", "epoch", "seconds")]
     figure = Figure(figsize=(8, 2.2 * len(names)))
-    axes = figure.subplots(len(names), sharex=True, squeeze=False)
-    for name, ax in zip(names, axes[:, 0], strict=True):
-        for run, (steps, columns) in tables.items():
-            ax.plot(steps, columns.get(name, [math.nan] * len(steps)), label=run, linewidth=1)
-        ax.set_ylabel(name)
-        ax.grid(alpha=0.3)
-    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1))
-    axes[-1, 0].set_xlabel("updates of G")
+    panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    for name, panel in zip(names, panels, strict=True):
+        for run, rows in tables.items():
+            steps = [int(row["step"]) for row in rows]
+            values = [float(row.get(name, math.nan)) for row in rows]
+            panel.plot(steps, values, label=run, linewidth=1)
+        panel.set_ylabel(name)
+    panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1))
+    panels[-1].set_xlabel("updates of G")
     path = Path(options.out or Path(options.runs[0], "curves.png"))
-    try:
-        figure.savefig(path, dpi=100, bbox_inches="tight")
-    except ValueError as error:
-        fail(f"--out {path}: {error}")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     print(path)
 
 
 def fid(options: Namespace) -> None:
-    """Writes training images, as the GAN saw them, to RUN/real and prints the commands that compute FID."""
-    run = load_run(options.run, options)
-    images, _ = run.load_images()
-    real, generated, count = run.folder / "real", run.folder / "generated", min(options.samples, len(images))
+    """Writes training images to RUN/real and prints the commands that compute FID."""
+    run = load_run(options.run, options.data)
+    images = load_training_data(run).images
+    count = min(options.samples, len(images))
+    real = run.folder / "real"
     shutil.rmtree(real, ignore_errors=True)
     real.mkdir()
-    for i in tqdm(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist(), str(real)):
-        run.script.to_picture(images[i : i + 1].float() / 127.5 - 1).save(real / f"{i:06d}.png")
-    a, b, folder = (shlex.quote(str(path)) for path in (generated, real, run.folder))
-    where, device = ("--gpu 0", "") if torch.cuda.is_available() else ("--cpu", ', device=device("cpu")')
-    imports = "from sys import argv; from torch import device; from cleanfid.fid import compute_fid"
-    print(f"python {run.script.__name__}.py --resume {folder} --generate {count}")
-    print("# then with torch-fidelity (pip install torch-fidelity)")
-    print(f"fidelity {where} --fid --samples-find-deep --input1 {a} --input2 {b}")
-    print("# or with clean-fid (pip install clean-fid)")
-    print(f"python -c '{imports}; print(compute_fid(*argv[1:]{device}))' {a} {b}")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    for i in tqdm(order[:count].tolist(), str(real)):
+        picture = run.script.to_picture(to_floats(images[i : i + 1]))
+        picture.save(real / f"{i:06d}.png")
+    out = shlex.quote(str(run.folder))
+    device = "--gpu 0" if torch.cuda.is_available() else "--cpu"
+    print(f"python {run.script.__name__}.py --generate {count} --out {out}")
+    inputs = f"--input1 {out}/generated --input2 {out}/real"
+    print(f"fidelity {device} --fid --samples-find-deep {inputs}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser("evaluate.py", description=__doc__.splitlines()[0])
-    parser.error = fail
+def sample_count(text: str) -> int:
+    if not 2 <= int(text) <= 1_000_000:
+        raise ValueError  # argparse reports it in one line
+    return int(text)
+
+
+def parse_args(argv: list[str] | None) -> Namespace:
+    parser = ArgumentParser("evaluate.py", description="Scores and pictures of trained runs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function in (score, parzen, neighbours, interpolate, curves, fid):
-        name, text = function.__name__, function.__doc__.splitlines()[0]
+    for function in (score, parzen, neighbours, interpolate, film, curves, fid):
+        name = function.__name__
+        text = function.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=text, description=text)
-        command.error = fail
-        command.set_defaults(function=function)
+        command.set_defaults(function=function, cuda=False)
         add = command.add_argument
-        many = name in ("score", "curves")
-        add("runs" if many else "run", nargs="+" if many else None, metavar="RUN", help="folder of a run")
+        if name in ("score", "curves"):
+            add("runs", nargs="+", metavar="RUN")
+        else:
+            add("run", metavar="RUN")
         if name in ("score", "parzen", "fid"):
-            add("--samples", type=int, default=10_000, metavar="N", help="number of images (%(default)s)")
+            add("--samples", type=sample_count, default=10_000, help="(default: 10,000)")
         if name in ("score", "parzen", "neighbours", "fid"):
-            add("--data", metavar="DIR", help="where the data are now (where the run had them)")
+            add("--data", help="where the data are now (default: where they were in training)")
         if name in ("score", "parzen", "neighbours", "interpolate"):
-            add("--cuda", action="store_true", help="run on the GPU")
-        if name == "score":
-            add("--json", metavar="FILE", help="write the figures as JSON too; - is stdout, without the table")
-        if name == "parzen":
-            add("--sigma", type=float, metavar="X", help="width of the Gaussians (the best of 55)")
+            has_gpu = torch.cuda.is_available()
+            add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
         if name == "curves":
-            add("--out", metavar="FILE", help="the picture (curves.png in the first RUN)")
+            add("--out", metavar="FILE", help="the picture (default: curves.png in the first RUN)")
     options = parser.parse_args(argv)
-    if not 2 <= vars(options).get("samples", 2) <= 1_000_000:
-        fail(f"--samples {options.samples} is not between 2 and 1,000,000")
-    if vars(options).get("sigma") is not None and not 1e-3 <= options.sigma <= 1e3:
-        fail(f"--sigma {options.sigma} is not between 0.001 and 1000")
+    if options.cuda and not torch.cuda.is_available():
+        parser.error("--cuda: PyTorch sees no GPU")
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_args(argv)
     try:
         options.function(options)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # a full disk, a folder without permission
-        fail(str(error).partition("\n")[0], 1)
-    return 0
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
