@@ -14,7 +14,7 @@ Convolutional Generative Adversarial Networks, ICLR 2016, https://arxiv.org/abs/
 
 --data data/mnist-32 trains on what `python prepare.py mnist` has made; --resume continues the
 newest run; --generate 64 writes 64 of its images; --help lists all options.
-On two CPU cores an epoch of the digits takes 45 seconds. They are recognisable after 4 epochs.
+On two CPU cores an epoch of the digits takes 45 seconds. They are recognizable after 4 epochs.
 
 Differs from the paper: z is normal instead of uniform, and the layers have half as many features,
 both as in Soumith Chintala's dcgan.torch; the number of layers follows from the image size;
@@ -40,36 +40,49 @@ from torch import Tensor, nn, optim
 from tqdm import tqdm
 
 SCRIPT = "dcgan"  # runs/dcgan-1, runs/dcgan-2, ...
-CONDITIONAL = False  # read by the plumbing: the networks take no labels
+CONDITIONAL = False  # this GAN ignores labels (for the plumbing, below)
+
+
+# Types of options: argparse reports a ValueError in one line
+def positive_int(text: str) -> int:
+    if int(text) <= 0:
+        raise ValueError
+    return int(text)
+
+
+def zero_to_one(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with DCGAN's settings (section 4)
-    add("--batch-size", type=positive_int, default=128, help="over all GPUs (%(default)s)")
-    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (%(default)s)")
-    add("--latent-dim", type=positive_int, default=100, help="length of z (%(default)s)")
-    add("--width", type=positive_int, default=64, help="features next to the image (%(default)s)")
+    add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
+    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
+    add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
+    add("--width", type=positive_int, default=64, help="features next to the image (default: 64)")
     # The run
-    add("--data", default="digits", help="a folder made by prepare.py (built-in digits)")
-    add("--epochs", type=positive_int, help="in total, with those before --resume (25)")
-    add("--steps", type=positive_int, help="updates of G in total, if that ends the run earlier")
-    add("--out", help="folder of the run (the first of runs/NAME-1, runs/NAME-2, ... that is free)")
-    add("--resume", action="store_true", help="start or continue --out, or continue the newest run")
-    add("--generate", type=positive_int, metavar="N", help="write N images of the run and stop")
-    add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (%(default)s)")
-    add("--seed", type=int, default=0, help="of weights, noise and shuffling (%(default)s)")
-    add("--log-every", type=positive_int, default=50, help="steps a row (%(default)s)")
-    add("--sample-every", type=positive_int, default=200, help="steps a picture (%(default)s)")
+    add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
+    add("--epochs", type=positive_int, help="in total, over all resumes (default: 25 or --steps)")
+    add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
+    add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
+    add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
+    add("--generate", type=positive_int, metavar="N", help="only write N images of that run")
+    add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
+    add("--seed", type=int, default=0, help="of weights, noise and shuffling (default: 0)")
+    add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
+    add("--sample-every", type=positive_int, default=200, help="steps between pictures")
     # The machine
     has_gpu = torch.cuda.is_available()
-    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
-    add("--graph", action=BooleanOptionalAction, default=True, help="record a step as a CUDA graph")
+    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
+    add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
     add("--amp", action=BooleanOptionalAction, default=False, help="run the networks in bfloat16")
 
 
 def images_per_step(args: Namespace) -> int:
-    """Real images for one train_step. A WGAN needs several batches: it updates D several times."""
+    """Real images that one train_step uses, over all GPUs."""
     return args.batch_size
 
 
@@ -126,7 +139,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Weights ~ N(0, 0.02) (section 4); BatchNorm's scale ~ N(1, 0.02), as in the authors' code."""
+    """Normal weights of mean 0 (BatchNorm's scale: 1, as in the authors' code) and std 0.02."""
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -142,7 +155,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     discriminator = Discriminator(args.channels, args.image_size, args.width)
     discriminator.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
-    # fused: one kernel updates all weights; capturable: for the CUDA graph, see record()
+    # fused: one kernel updates all weights; capturable: a CUDA graph can record the update
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": args.cuda}
     g_optimizer = optim.Adam(generator.parameters(), **adam)
     d_optimizer = optim.Adam(discriminator.parameters(), **adam)
@@ -156,10 +169,11 @@ def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> 
 def train_step(
     networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns the columns of metrics.csv.
+    """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    Only conditional GANs use the labels. On a GPU Python runs this function for the first steps
-    only; then a CUDA graph replays its kernels. So no print, no schedule, no .item() in here.
+    Only conditional GANs use the labels. On a GPU, Python calls this for three steps and once to
+    record it; from then on the recorded kernels are replayed, and Python code here (a print, a
+    schedule) no longer runs. A graph cannot record .item().
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -184,7 +198,7 @@ def train_step(
     logits = discriminator(generator(z))
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # computes no gradients for D's weights
+    g_loss.backward(inputs=list(generator.parameters()))  # gradients for G only
     g_optimizer.step()
 
     d_real = real_logits.sigmoid().mean()
@@ -201,19 +215,6 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process'
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
-# Types of options: argparse reports a ValueError in one line
-def positive_int(text: str) -> int:
-    if int(text) <= 0:
-        raise ValueError
-    return int(text)
-
-
-def zero_to_one(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
     """Draws digits of random position, size, stroke and rotation, the same ones at every call."""
     rng = np.random.default_rng(0)
@@ -227,7 +228,7 @@ def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
         stroke = rng.integers(2)
         draw = ImageDraw.Draw(canvas)
         draw.text(center, str(labels[i]), "white", font, anchor="mm", stroke_width=stroke)
-        images[i, 0] = canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC)
+        images[i, 0] = np.asarray(canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC))
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -239,7 +240,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="c")  # stays on disk
+    images = np.load(folder / "images.npy", mmap_mode="c")  # stays on disk; c is copy-on-write
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
@@ -249,8 +250,8 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
         labels = np.load(folder / "labels.npy")
         classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
         known = np.isin(labels, range(len(classes)))
-        if len(labels) != len(images) or not known.all():
-            sys.exit("labels.npy must give each image a line of classes.txt, from 0.")
+        if labels.shape != (len(images),) or not known.all():
+            sys.exit("labels.npy must hold a line number of classes.txt, from 0, for each image.")
     elif CONDITIONAL:
         sys.exit(f"{folder} has no classes.txt. {SCRIPT} needs classes.")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
@@ -259,15 +260,16 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # (C, S, columns * S)
-    picture = torch.cat(rows, dim=1)  # (C, height, width)
-    picture = picture.permute(1, 2, 0).squeeze(2)  # (height, width, 3), or without the 1 of grey
-    return Image.fromarray(picture.numpy())
+    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # images side by side
+    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
+    return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
     """8 rows of 8 images, or a row for each class, from the same noise at every call."""
-    rows = min(len(args.classes), 16) if CONDITIONAL else 8
+    rows = 8
+    if CONDITIONAL:
+        rows = min(len(args.classes), 16)
     labels = torch.arange(rows, device=args.device).repeat_interleave(8)
     random = torch.Generator().manual_seed(args.seed)
     z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
@@ -277,28 +279,27 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
 def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, the same ones at every call."""
     networks, _ = make_networks(args, checkpoint)
-    names = args.classes if CONDITIONAL else [""]  # the classes in turn, with a folder for each
-    if CONDITIONAL and args.label:
-        names = [args.label]
-        if args.label not in args.classes:
-            sys.exit(f"--label must be one of {', '.join(args.classes)}.")
-    random = torch.Generator().manual_seed(args.seed)
-    for i in tqdm(range(args.generate), f"{args.out}/generated"):
-        name = names[i % len(names)]
-        label = args.classes.index(name) if CONDITIONAL else 0
-        # One by one, so that image i does not depend on how many are asked for
-        z = torch.randn(1, args.latent_dim, generator=random).to(args.device)
-        labels = torch.tensor([label], device=args.device)
-        image = sample(networks["generator_ema"], args, z, labels)
-        folder = Path(args.out, "generated", Path(name).name)  # ../x stays inside
+    labels = [0]
+    if CONDITIONAL:  # the classes in turn, or the one that is asked for
+        labels = [i for i, name in enumerate(args.classes) if args.label in (None, name)]
+    if not labels:
+        sys.exit(f"--label must be one of {', '.join(args.classes)}.")
+    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), f"{args.out}/generated"):
+        label = labels[i % len(labels)]
+        folder = Path(args.out, "generated")
+        if CONDITIONAL:
+            folder /= Path(args.classes[label]).name  # the name of a class may have slashes
         folder.mkdir(parents=True, exist_ok=True)
+        set_seed(args.seed, i)
+        z = torch.randn(1, args.latent_dim).to(args.device)
+        image = sample(networks["generator_ema"], args, z, torch.tensor([label]).to(args.device))
         to_picture(image).save(folder / f"{i:06d}.png")
 
 
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
-    """Averages gradients over all processes before each optimizer.step().
+    """Runs before each optimizer.step() and averages the gradients over all processes.
 
-    DistributedDataParallel does not support the torch.autograd.grad of a gradient penalty.
+    DistributedDataParallel does not support torch.autograd.grad, which gradient penalties need.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -322,25 +323,25 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, moments in zip(optimizers, checkpoint["optimizers"], strict=True):
-            settings = optimizer.state_dict()["param_groups"]  # of now: --lr may be a new one
+            settings = optimizer.state_dict()["param_groups"]  # keeps --lr if it was typed again
             optimizer.load_state_dict({"state": moments, "param_groups": settings})
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """The weights and BatchNorm's statistics. Writing to them changes the network."""
+    """The weights and BatchNorm's statistics. state_dict shares the network's memory."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # the same in every process; only strings hash at random
+    torch.manual_seed(hash(numbers))  # mixes them into one seed, the same in every process
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Records one step as a CUDA graph, without running it.
+    """Calls run_step once, with its kernels recorded as a CUDA graph instead of executed.
 
-    graph.replay() launches its hundreds of kernels at once. They use the same memory each time:
-    they read what the batch holds by then, and write new values to the same metrics.
+    graph.replay() then launches these hundreds of kernels at once, on the same memory: they read
+    the current contents of the batch, draw from the current seed and overwrite the metrics.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -352,9 +353,9 @@ def make_run(args: Namespace) -> Path:
     """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
     if args.out:
         run = Path(args.out)
-        begun = args.resume and (run / "samples").exists()  # killed before its first checkpoint
+        restarted = args.resume and (run / "samples").exists()  # before its first checkpoint
         run.mkdir(parents=True, exist_ok=True)
-        if any(run.iterdir()) and not begun:
+        if any(run.iterdir()) and not restarted:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
     number = 1
@@ -381,14 +382,14 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
 def train(args: Namespace, checkpoint: dict) -> None:
     """Trains until --epochs or --steps, and writes metrics, pictures and checkpoints."""
     images, labels, args.classes = load_data(args.data)
-    args.channels, args.image_size = images.shape[1:3]  # --generate needs them
+    _, args.channels, args.image_size, _ = images.shape
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
-    if checkpoint.get("steps_per_epoch", steps_per_epoch) != steps_per_epoch:
+    if checkpoint and checkpoint.get("steps_per_epoch") != steps_per_epoch:
         sys.exit(f"{args.out} needs the images and the --batch-size that it began with.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
@@ -403,13 +404,12 @@ def train(args: Namespace, checkpoint: dict) -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
-    # Where the run begins and ends
-    last_step = args.steps or args.epochs * steps_per_epoch
+    first_step = checkpoint.get("step", 0)
+    last_step = args.steps or math.inf
     if args.epochs:
         last_step = min(last_step, args.epochs * steps_per_epoch)
-    first_step = checkpoint.get("step", 0)
     table = checkpoint.get("metrics", "")  # the text of metrics.csv
-    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # metrics since its last row
+    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # steps not in it yet
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -420,14 +420,14 @@ def train(args: Namespace, checkpoint: dict) -> None:
         if not checkpoint:
             args.out = str(make_run(args))
         run = Path(args.out)
-        (run / "samples").mkdir(exist_ok=args.resume)  # fails if another script takes it as well
+        (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
         print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
         if batch == 0 or step == first_step:
-            set_seed(args.seed, epoch)  # the same order when the run is resumed in this epoch
+            set_seed(args.seed, epoch)  # the same order if the run is resumed in this epoch
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
@@ -435,25 +435,24 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)
-        # The same noise when this step is repeated, and other noise in each process. So no random
-        # state has to be saved. A replay draws from this seed, too.
+            graph, metrics = record(run_step)  # does not count as a step: replay() executes it
+        # No random state is saved, because every step sets its seed: another one in each process
         set_seed(args.seed, step, RANK)
         if graph:
             graph.replay()
         else:
             metrics = run_step()
         decay = min(args.ema, (1 + step) / (20 + step))  # rises from 0.05 to --ema
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # averages += (1 - decay) * difference
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # all averages move towards weights
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        recent.append(torch.stack(list(metrics.values())).detach())  # a copy
+        recent.append(torch.stack(list(metrics.values())).detach())  # a copy, safe from a replay
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
         if row_due or save_due:  # only then, because this makes the CPU wait for the GPU
-            largest_weight = nn.utils.get_total_norm(networks.parameters(), math.inf)
+            largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
             if not largest_weight.isfinite():
                 sys.exit(f"Weights are not finite at step {done}, and are not saved.")
         if row_due:
@@ -465,7 +464,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(table + row)
-            if done % args.log_every == 0:  # else the row is rewritten if the run continues
+            if done % args.log_every == 0:  # a resumed run does not keep a partial last row
                 table += row
                 recent.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -476,6 +475,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
             progress = {"script": SCRIPT, "args": vars(args), "metrics": table, "recent": recent}
             progress |= {"step": done, "steps_per_epoch": steps_per_epoch}
             save_checkpoint(run, networks, optimizers, progress)
+    if RANK == 0:
+        print(f"Done. --resume with larger --epochs or --steps continues {run}.")
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
@@ -485,21 +486,22 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
     args = parser.parse_args(argv)
     checkpoint = {}
     if args.resume or args.generate:
-        runs = Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt")
-        newest = max(runs, key=os.path.getmtime, default=Path(f"runs/{SCRIPT}-1/checkpoint.pt"))
-        path = Path(args.out, "checkpoint.pt") if args.out else newest
+        runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
+        if not args.out and not runs:
+            parser.error("there is no run in the folder runs")
+        path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        elif args.generate or not args.out:
+        elif args.generate:
             parser.error(f"there is no {path}")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
-            parser.error(f"{path} is of {checkpoint['script']}.py")
+            parser.error(f"{path} was written by {checkpoint['script']}.py")
+        # Parse again with the run's options as defaults, so that what is typed again wins
         options = checkpoint["args"] | {"out": str(path.parent)}
         if args.epochs or args.steps:  # a new end replaces the old one
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be another one
-        # The run's options become the defaults, so that what is typed again wins
         parser.set_defaults(**options)
         args = parser.parse_args(argv)
     if not args.epochs and not args.steps:
