@@ -42,6 +42,19 @@ SCRIPT = "cgan"  # runs/cgan-1, runs/cgan-2, ...
 CONDITIONAL = True  # the networks take labels
 
 
+# Types of options: argparse reports a ValueError in one line
+def positive_int(text: str) -> int:
+    if int(text) <= 0:
+        raise ValueError
+    return int(text)
+
+
+def zero_to_one(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with DCGAN's settings (section 4)

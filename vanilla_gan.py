@@ -64,7 +64,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--d-steps", type=positive_int, default=1, help="updates of D for each of G (default: 1)")
+    add("--d-steps", type=positive_int, default=1, help="updates of D for one of G (default: 1)")
     add("--loss", choices=["non-saturating", "minimax"], default="non-saturating", help="of G")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")

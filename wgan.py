@@ -62,9 +62,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
     add("--width", type=positive_int, default=64, help="features next to the image (default: 64)")
     add("--n-critic", type=positive_int, default=5, help="updates of f for each of G (default: 5)")
-    add(
-        "--clip", type=zero_to_one, default=0.01, help="bound of f's weights (default: %(default)s)"
-    )
+    add("--clip", type=zero_to_one, default=0.01, help="bound of f's weights (default: 0.01)")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
     add("--epochs", type=positive_int, help="in total, over all resumes (default: 25 or --steps)")
@@ -170,7 +168,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     critic = Critic(args.channels, args.image_size, args.width)
     critic.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "critic": critic})
-    # No momentum: it makes the critic unstable (section 4). A CUDA graph can record it.
+    # No momentum: it makes the critic unstable (section 4)
     rmsprop = {"lr": args.lr, "capturable": args.cuda}
     g_optimizer = optim.RMSprop(generator.parameters(), **rmsprop)
     c_optimizer = optim.RMSprop(critic.parameters(), **rmsprop)
