@@ -1,29 +1,27 @@
-"""How fast the scripts train: beside the bare arithmetic of their networks, and beside the textbook way.
+"""How fast the scripts train, beside their bare training step and beside the textbook way.
 
-    python benchmarks/throughput.py                          all scripts on the CPU, float32 and --amp
-    python benchmarks/throughput.py --cuda --image-size 64   on the GPU, as CUDA graphs, in float32 step by step too
-    python benchmarks/throughput.py dcgan wgan --seconds 60
+    python benchmarks/throughput.py                          all scripts
+    python benchmarks/throughput.py dcgan wgan --seconds 60 --width 32 --image-size 64
 
-The data are 20,000 glyphs in a folder of arrays. Three candidates take turns in one process, about a second each (on
-the GPU 0.15), until the seconds are over; a ratio is the median over the turns, so that noise of the machine hits all.
+Each script trains on the built-in digits in float32 and in bfloat16 (--amp), on a GPU as a CUDA
+graph and in float32 also without one. These take turns in one process until the seconds are over:
 
-    train      the script's own loop, everything included: data, metrics, averaged weights, samples and checkpoints
-    floor      its networks and optimizers alone: forward, backward and update on one batch that stays where it is; on
-               the GPU replayed as a CUDA graph
-    textbook   what many repositories do: a DataLoader that decodes one PIL image at a time, contiguous memory, the
-               default optimizer, float32, fakes with the generator's graph, .item() of each loss at each step
+    script      the script's own loop, with data, metrics, averaged weights, pictures, checkpoints
+    floor       its train_step alone, on one batch that stays where it is; on a GPU as a CUDA graph
+    textbook    only for dcgan: its networks as many repositories train them, in float32, with a
+                DataLoader that decodes one PIL image at a time, contiguous memory, the default
+                optimizer, fakes with the generator's graph and .item() of each loss at each step
+
+A ratio is the median over the turns, so that noise of the machine hits all of them.
 """
 
 import argparse
 import contextlib
-import functools
 import gc
 import importlib
 import io
-import json
 import os
 import platform
-import signal
 import statistics
 import sys
 import tempfile
@@ -32,6 +30,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,116 +40,49 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "wgan", "wgan_gp", "lsgan", "acgan", "fgan"]
+import evaluate
+
 Step = Callable[[], object]
+RATIOS = ["script / floor", "textbook / script"]
+WARM_UP = 6  # steps before the first turn: algorithms are chosen, the graph is recorded
 
 
-class Done(Exception):
-    """The seconds are over."""
+class SecondsAreOver(Exception):
+    """Ends the script's loop."""
 
 
-def write_glyphs(module: ModuleType, size: int, folder: Path) -> Path:
-    """The script's glyphs at this size, as a folder of arrays."""
-    folder.mkdir()
-    images, labels = module.glyphs(size=size)
-    np.save(folder / "images.npy", images.numpy())
-    np.save(folder / "labels.npy", labels.numpy())
-    (folder / "classes.txt").write_text("\n".join("0123456789"))
-    return folder
-
-
-def options_of(module: ModuleType, argv: list[str]) -> Namespace:
-    """The script's arguments, with what its loop takes from the data."""
+def parse_options(module: ModuleType, argv: list[str]) -> Namespace:
+    """The script's options, with those that it takes from the data."""
     args, _ = module.parse_args(argv)
-    images, _, args.classes = module.load_data(args)
+    images, _, args.classes = module.load_data(args.data)
     args.channels, args.image_size = images.shape[1:3]
     return args
 
 
-def updates(args: Namespace) -> int:
-    """Of the discriminator or critic in a step."""
-    return getattr(args, "n_critic", getattr(args, "d_steps", 1))
+def make_floor(module: ModuleType, args: Namespace) -> Step:
+    networks, optimizers = module.make_networks(args, {})
+    count = module.images_per_step(args)
+    shape = (count, args.channels, args.image_size, args.image_size)
+    real = torch.rand(shape, device=args.device) * 2 - 1
+    labels = torch.randint(len(args.classes), (count,), device=args.device)
 
-
-def gan_loss(answer: Tensor | tuple[Tensor, Tensor], target: float, labels: list[Tensor]) -> Tensor:
-    """Cross entropy of what D says, real (1) or fake (0), in lsgan and fgan too; acgan's D says the class as well."""
-    logits, *classes = answer if isinstance(answer, tuple) else (answer,)
-    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
-    return loss + sum(F.cross_entropy(x, labels[0]) for x in classes)
-
-
-def told(module: ModuleType, labels: list[Tensor]) -> list[Tensor]:
-    """What D is given beside the image."""
-    return labels if module.__name__ == "cgan" else []
-
-
-# ------------------------------------------------------------------------------------------------------------ the floor
-
-
-def floor(module: ModuleType, args: Namespace) -> Step:
-    """The arithmetic of a step and nothing else."""
-    with contextlib.redirect_stdout(None):
-        networks, (g_optimizer, d_optimizer) = module.load_networks(args, {})
-    generator, judge, _ = networks.values()  # the third is the average of G
-    device = next(generator.parameters()).device
-    shape = (args.batch_size, 1, args.image_size, args.image_size)
-    real = (torch.rand(shape, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)
-    labels = [torch.randint(10, (args.batch_size,), device=device)] if "label" in args else []
-    noise = functools.partial(torch.randn, args.batch_size, args.latent_dim, device=device)
-
-    def judge_loss(fake: Tensor) -> Tensor:
-        if module.__name__ == "wgan":
-            return judge(fake).mean() - judge(real).mean()
-        if module.__name__ == "wgan_gp":
-            penalty = module.gradient_penalty(judge, real, fake, args.fused)
-            return judge(fake).mean() - judge(real).mean() + args.gp_weight * penalty
-        return sum(gan_loss(judge(x, *told(module, labels)), t, labels) for x, t in ((real, 1.0), (fake, 0.0)))
-
-    @torch.autocast(device.type, torch.bfloat16, enabled=args.amp, cache_enabled=False)  # as the script's loop
-    def step() -> Tensor:
-        for _ in range(updates(args)):
-            with torch.no_grad():
-                fake = generator(noise(), *labels)
-            d_optimizer.zero_grad()
-            judge_loss(fake).backward()
-            d_optimizer.step()
-            if module.__name__ == "wgan" and not args.fused:
-                module.clip_weights_(judge, args.clip)
-        answer = judge(generator(noise(), *labels), *told(module, labels))
-        wasserstein = module.__name__.startswith("wgan")
-        loss = -answer.mean() if wasserstein else gan_loss(answer, 1.0, labels)
-        g_optimizer.zero_grad()
-        loss.backward(inputs=list(generator.parameters()))
-        g_optimizer.step()
-        return loss.detach()
+    def step() -> dict[str, Tensor]:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
+            return module.train_step(networks, optimizers, args, real, labels)
 
     if not args.cuda:
         return step
-    for _ in range(3):
+    for _ in range(WARM_UP):
         step()
-    return insisting(module.capture)(step)
-
-
-def insisting(capture: Callable) -> Callable:
-    """A script's capture, but one that ends the program if there is no graph: the table would say what is not so."""
-
-    def insist(step: Step, *inputs: object) -> Step:
-        gc.collect()  # an old graph must not end while a new one is captured
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            replay = capture(step, *inputs)
-        return replay or sys.exit(out.getvalue())
-
-    return insist
-
-
-# --------------------------------------------------------------------------------------------------------- the textbook
+    graph, _ = module.record(step)
+    return graph.replay
 
 
 class Pictures(Dataset):
-    """The glyphs as PNG files (in memory), each decoded when it is asked for."""
+    """The digits as PNG files, in memory, each decoded when it is asked for."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.files, self.labels = [], labels.tolist()
+    def __init__(self, images: Tensor) -> None:
+        self.files = []
         for image in images.numpy():
             file = io.BytesIO()
             Image.fromarray(image[0]).save(file, "PNG")
@@ -159,151 +91,171 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = np.array(Image.open(io.BytesIO(self.files[i])), dtype=np.float32)
-        return torch.from_numpy(image)[None].div(127.5).sub(1), self.labels[i]
+    def __getitem__(self, i: int) -> Tensor:
+        pixels = np.array(Image.open(io.BytesIO(self.files[i])), dtype=np.float32)
+        return torch.from_numpy(pixels)[None] / 127.5 - 1
 
 
-def forever(loader: DataLoader) -> Iterator[list[Tensor]]:
+def forever(loader: DataLoader) -> Iterator[Tensor]:
     while True:
         yield from loader
 
 
-def textbook(module: ModuleType, args: Namespace, pictures: Pictures) -> Step:
-    """A step as it stands in many repositories."""
-    device = "cuda" if args.cuda else "cpu"
-    with contextlib.redirect_stdout(None):
-        networks, _ = module.build(Namespace(**{**vars(args), "kernels": "off"}))
-    generator, judge = networks.to(device).values()  # contiguous
-    if module.__name__ == "wgan":
-        optimizer = functools.partial(torch.optim.RMSprop, lr=args.lr)
-    else:
-        betas = (0.0, 0.9) if module.__name__ == "wgan_gp" else (0.5, 0.999)
-        optimizer = functools.partial(torch.optim.Adam, lr=args.lr, betas=betas)
-    g_optimizer, d_optimizer = (optimizer(network.parameters()) for network in (generator, judge))
-    batches = forever(DataLoader(pictures, args.batch_size, shuffle=True, drop_last=True))
+def make_textbook(module: ModuleType, args: Namespace) -> Step:
+    """A step of DCGAN as it stands in many repositories."""
+    networks, _ = module.build(args)
+    generator, discriminator = networks.to(args.device).values()
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999))
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.lr, betas=(0.5, 0.999))
+    images, _, _ = module.load_data(args.data)
+    loader = DataLoader(Pictures(images), args.batch_size, shuffle=True, drop_last=True)
+    batches = forever(loader)
+    ones = torch.ones(args.batch_size, device=args.device)
+    zeros = torch.zeros_like(ones)
+    bce = F.binary_cross_entropy_with_logits
 
-    @torch.autocast(device, enabled=False)  # its turns come in the script's loop, which may be under --amp
-    def step() -> float:
-        for _ in range(updates(args)):
-            real, label = (tensor.to(device) for tensor in next(batches))
-            labels = [label] if "label" in args else []
-            fake = generator(torch.randn(len(real), args.latent_dim, device=device), *labels)
-            d_optimizer.zero_grad()
-            if module.__name__.startswith("wgan"):
-                d_loss = judge(fake.detach()).mean() - judge(real).mean()
-                if module.__name__ == "wgan_gp":
-                    d_loss = d_loss + args.gp_weight * module.gradient_penalty(judge, real, fake.detach())
-            else:
-                d_loss = gan_loss(judge(real, *told(module, labels)), 1.0, labels)
-                d_loss = d_loss + gan_loss(judge(fake.detach(), *told(module, labels)), 0.0, labels)
-            d_loss.backward()
-            d_optimizer.step()
-            if module.__name__ == "wgan":
-                for p in judge.parameters():
-                    p.data.clamp_(-args.clip, args.clip)
-            d_loss.item()
-        fake = generator(torch.randn(len(real), args.latent_dim, device=device), *labels)
-        answer = judge(fake, *told(module, labels))
-        g_loss = -answer.mean() if module.__name__.startswith("wgan") else gan_loss(answer, 1.0, labels)
+    def step() -> None:
+        real = next(batches).to(args.device)
+        fake = generator(torch.randn(len(real), args.latent_dim, device=args.device))
+        d_optimizer.zero_grad()
+        d_loss = bce(discriminator(real), ones) + bce(discriminator(fake.detach()), zeros)
+        d_loss.backward()
+        d_optimizer.step()
+        d_loss.item()
+        fake = generator(torch.randn(len(real), args.latent_dim, device=args.device))
         g_optimizer.zero_grad()
+        g_loss = bce(discriminator(fake), ones)
         g_loss.backward()
         g_optimizer.step()
-        return g_loss.item()
+        g_loss.item()
 
     return step
 
 
-# --------------------------------------------------------------------------------------------------------------- turns
+def wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
-def measure(module: ModuleType, argv: list[str], pictures: Pictures, seconds: float) -> dict[str, list]:
-    """Seconds a step of each candidate, turn by turn. The rivals' turns come in the middle of the script's own loop."""
-    args = options_of(module, argv)
-    if args.cuda:
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
-    rivals = {"floor": floor(module, args), "textbook": textbook(module, args, pictures)}
+def seconds_a_step(step: Step, steps: int, limit: float) -> float:
+    """Runs so many steps, or fewer if they take longer than the limit."""
+    start = time.perf_counter()
+    done = 0
+    while done < steps and time.perf_counter() - start < limit:
+        step()
+        done += 1
+    wait_for_gpu()
+    return (time.perf_counter() - start) / done
+
+
+def measure(module: ModuleType, argv: list[str], seconds: float) -> dict[str, list[float]]:
+    """Seconds a step of each candidate, turn by turn. The others' turns interrupt the script."""
+    gc.collect()  # frees old CUDA graphs now: it must not happen while a new one is recorded
+    args = parse_options(module, argv)
+    rivals = {"floor": make_floor(module, args)}
+    if module.SCRIPT == "dcgan":
+        rivals["textbook"] = make_textbook(module, args)
+    turn = 0.15 if args.cuda else 1.0  # seconds
     for step in rivals.values():
-        step()
-        step()
-    wait = torch.cuda.synchronize if args.cuda else lambda: None
-    times: dict[str, list] = {name: [] for name in ("train", *rivals)}
-    began, warm = time.monotonic(), 6  # steps before the first turn: algorithms are chosen, the graph is captured
-    turn = {"steps": -warm, "start": time.perf_counter()}
+        seconds_a_step(step, 2, turn)
+    times: dict[str, list[float]] = {name: [] for name in ("script", *rivals)}
+    over = time.monotonic() + seconds
 
-    class Bar(module.tqdm):
-        def update(self, n: int = 1) -> None:
-            super().update(n)
-            turn["steps"] += 1
-            if turn["steps"] > 0 and time.perf_counter() - turn["start"] > (0.15 if args.cuda else 1):
-                wait()
-                times["train"].append((time.perf_counter() - turn["start"]) / turn["steps"])
-                for name, step in rivals.items():
+    class Turns(module.tqdm):
+        """The script's progress bar, which hands out its steps."""
+
+        def __iter__(self) -> Iterator[int]:
+            done = -WARM_UP
+            for step in super().__iter__():
+                if done == 0:
+                    wait_for_gpu()
                     start = time.perf_counter()
-                    for _ in range(turn["steps"]):
-                        step()
-                    wait()
-                    times[name].append((time.perf_counter() - start) / turn["steps"])
-                turn["steps"] = 0
-                if time.monotonic() - began > seconds and len(times["train"]) > 4:
-                    raise Done
-            if turn["steps"] == 0:
-                wait()
-                turn["start"] = time.perf_counter()
+                yield step
+                done += 1
+                if done <= 0 or time.perf_counter() - start < turn:
+                    continue
+                wait_for_gpu()
+                times["script"].append((time.perf_counter() - start) / done)
+                for name, rival in rivals.items():
+                    times[name].append(seconds_a_step(rival, done, 3 * turn))
+                done = 0
+                if time.monotonic() > over and len(times["script"]) > 4:
+                    raise SecondsAreOver
 
-    tqdm, capture = module.tqdm, module.capture
-    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as devnull:
-        try:
-            module.tqdm, module.capture = Bar, insisting(capture)
-            with contextlib.suppress(Done), contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
-                sys.exit(module.main([*argv, "--epochs", "1000000", "--out", f"{folder}/run"]))  # stopped by a signal
-        finally:
-            module.tqdm, module.capture = tqdm, capture
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the loop has taken both
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
+        silent = contextlib.ExitStack()
+        silent.enter_context(contextlib.redirect_stdout(nowhere))
+        silent.enter_context(contextlib.redirect_stderr(nowhere))
+        with patch.object(module, "tqdm", Turns), silent, contextlib.suppress(SecondsAreOver):
+            module.main([*argv, "--epochs", "1000000", "--out", f"{folder}/run"])
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (all)")
-    parser.add_argument("--cuda", action="store_true", help="on the GPU")
-    parser.add_argument("--image-size", type=int, metavar="S", default=32, help="side of the glyphs (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30, help="for each row (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE too")
-    bench = parser.parse_args()
-    name = torch.cuda.get_device_name() if bench.cuda else f"{platform.processor() or platform.machine()} CPU"
-    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads\n")
-    print("| script | size | batch | | images/s | ms a step | train / floor | textbook / train |")
-    print("|---|---|---|---|---|---|---|---|")
-    rows, home = [], tempfile.TemporaryDirectory()
-    for script in bench.scripts:
-        module = importlib.import_module(Path(script).stem)
-        data = Path(home.name, str(bench.image_size))
-        data = data if data.exists() else write_glyphs(module, bench.image_size, data)
-        common = ["--data", str(data), *(["--cuda"] if bench.cuda else [])]
-        args = options_of(module, common)
-        pictures = Pictures(*module.load_data(args)[:2])
-        for amp in ([], ["--amp"]):
-            for graph in (True, False) if bench.cuda and not amp else (bench.cuda,):
-                argv = [*common, *amp, *([] if graph else ["--no-graph"])]
-                times = measure(module, argv, pictures, bench.seconds)
-                seconds = statistics.median(times["train"])
-                ratio = lambda a, b, t=times: statistics.median(x / y for x, y in zip(t[a], t[b], strict=True))  # noqa: E731
-                cells = {
-                    "script": f"{module.__name__}.py",
-                    "size": str(args.image_size),
-                    "batch": str(args.batch_size),
-                    "": ("bfloat16" if amp else "float32") + (", graph" if graph else ", eager" if bench.cuda else ""),
-                    "images/s": f"{updates(args) * args.batch_size / seconds:,.0f}",
-                    "ms a step": f"{seconds * 1e3:.1f}",
-                    "train / floor": f"{ratio('train', 'floor'):.3f}",
-                    "textbook / train": f"{ratio('textbook', 'train'):.2f}",
-                }
-                print("| " + " | ".join(cells.values()) + " |", flush=True)
-                rows.append(cells)
-    if bench.json:
-        bench.json.write_text(json.dumps({"torch": torch.__version__, "device": name, "rows": rows}, indent=2))
+def median_ratio(times: dict[str, list[float]], above: str, below: str) -> str:
+    if above not in times:
+        return "-"
+    ratios = [x / y for x, y in zip(times[above], times[below], strict=True)]
+    return f"{statistics.median(ratios):.3f}"
+
+
+def print_cells(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) -> None:
+    args = parse_options(module, argv)
+    times = measure(module, argv, seconds)
+    step_seconds = statistics.median(times["script"])
+    images_per_second = module.images_per_step(args) / step_seconds
+    print_cells(
+        f"{module.SCRIPT}.py",
+        getattr(args, "width", "-"),
+        args.batch_size,
+        name,
+        f"{images_per_second:,.0f}",
+        f"{step_seconds * 1e3:.1f}",
+        *(median_ratio(times, *ratio.split(" / ")) for ratio in RATIOS),
+    )
+
+
+def write_digits(module: ModuleType, size: int, folder: Path) -> None:
+    """The built-in digits in this size, as a folder of arrays."""
+    images, labels = module.digits(size=size)
+    np.save(folder / "images.npy", images.numpy())
+    np.save(folder / "labels.npy", labels.numpy())
+    (folder / "classes.txt").write_text("\n".join("0123456789"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("throughput.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    scripts = evaluate.find_scripts()
+    add("scripts", nargs="*", default=scripts, metavar="SCRIPT", help=f"of {', '.join(scripts)}")
+    has_gpu = torch.cuda.is_available()
+    add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
+    add("--image-size", type=int, default=32, help="side of the digits (%(default)s)")
+    add("--width", type=int, default=64, help="of the convolutional networks (%(default)s)")
+    add("--seconds", type=float, default=30, help="for each row (%(default)s)")
+    bench = parser.parse_args(argv)
+    rows = {"float32": [], "bfloat16": ["--amp"]}
+    device = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if bench.cuda:
+        rows = {"float32": [], "float32, no graph": ["--no-graph"], "bfloat16": ["--amp"]}
+        device = torch.cuda.get_device_name()
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
+    print(f"torch {torch.__version__}, {device}, images of {bench.image_size} pixels\n")
+    print_cells("script", "width", "batch", "", "images/s", "ms a step", *RATIOS)
+    print_cells(*["---"] * 8)
+    with tempfile.TemporaryDirectory() as data:
+        for script in bench.scripts:
+            module = importlib.import_module(Path(script).stem)
+            if not any(Path(data).iterdir()):
+                write_digits(module, bench.image_size, Path(data))
+            common = ["--data", data, "--cuda" if bench.cuda else "--no-cuda"]
+            if module.SCRIPT != "vanilla_gan":
+                common += ["--width", str(bench.width)]
+            for name, extra in rows.items():
+                print_row(module, name, [*common, *extra], bench.seconds)
 
 
 if __name__ == "__main__":
