@@ -1,192 +1,174 @@
-"""Times each operator of gan_kernels against PyTorch's own ways to do the same, side by side.
+"""Times each operator of gan_kernels against PyTorch's own ways to do the same.
 
-    python benchmarks/kernels.py                 on the CPU
-    python benchmarks/kernels.py --cuda          on the GPU
-    python benchmarks/kernels.py --json out.json
+    python benchmarks/kernels.py            on the CPU
+    python benchmarks/kernels.py --cuda     on the GPU
 
-Every round runs all candidates once, in random order; a ratio is the median over rounds of (its time / ours in that
-round), so that noise of the machine hits both. Above 1, ours is faster. "of copy" is the rate at which ours moves the
-bytes that it has to move, as a share of the rate of tensor.copy_ on as many elements in the same rounds. Weights are
-moved across the bound before each call, as training does; that is not timed. A second table tells what share of a
-whole training step, all updates of the critic and one of G, the operators have; on the GPU all of it is replayed as
-CUDA graphs, as in the scripts, so that the GPU is timed and not Python.
+In each round all candidates run once, in random order. A ratio is the median over the rounds of
+"time of the other / time of ours", so that noise of the machine hits both; above 1, ours is faster.
+"of copy" is the rate at which ours moves the bytes that it has to move, as a share of the rate of
+tensor.copy_ on as many elements.
+
+A second table tells what share of a whole training step of a script the operator has, at the
+script's defaults. On the GPU both are replayed as CUDA graphs, so that Python is not timed.
 """
 
-import argparse
-import contextlib
 import functools
 import gc
-import json
+import importlib
 import platform
 import random
 import statistics
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gan_kernels
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import wgan
-import wgan_gp
-
-C = 0.01  # WGAN's bound
+BOUND = 0.01  # of WGAN's weights
 Candidate = Callable[[], object]
 
 
-def interleaved(candidates: dict[str, Candidate], prepare: Candidate, cuda: bool, seconds: float) -> dict[str, list]:
-    """Times each candidate once a round, prepare() before each, until the seconds are over; at least 5 rounds."""
+def measure(candidate: Candidate, cuda: bool) -> float:
+    """The seconds that the candidate takes."""
+    if not cuda:
+        start = time.perf_counter()
+        candidate()
+        return time.perf_counter() - start
+    begin = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(4_000_000)  # the launches are queued meanwhile, so Python is not timed
+    begin.record()
+    candidate()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, list[float]]:
+    """The seconds of each candidate in each round. There are at least 5, args.seconds long."""
     for candidate in candidates.values():
-        for _ in range(3):  # warm up; torch.compile compiles
-            prepare()
+        for _ in range(3):  # to warm up; torch.compile compiles
             candidate()
-    times: dict[str, list] = {name: [] for name in candidates}
+    times = {name: [] for name in candidates}
+    rounds = 0
     start = time.monotonic()
-    while time.monotonic() - start < seconds or len(next(iter(times.values()))) < 5:
-        for name, candidate in random.sample(list(candidates.items()), len(candidates)):
-            prepare()
-            if cuda:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda._sleep(1_000_000)  # the launches are queued meanwhile: the GPU is timed, not Python
-                begin.record()
-                candidate()
-                end.record()
-                torch.cuda.synchronize()
-                times[name].append(begin.elapsed_time(end) / 1e3)
-            else:
-                begin = time.perf_counter()
-                candidate()
-                times[name].append(time.perf_counter() - begin)
+    while rounds < 5 or time.monotonic() - start < args.seconds:
+        rounds += 1
+        for name in random.sample(list(candidates), len(candidates)):
+            times[name].append(measure(candidates[name], args.cuda))
     return times
 
 
-def row(
-    op: str,
+def ratio(times: dict[str, list[float]], name: str) -> float:
+    pairs = zip(times[name], times["ours"], strict=True)
+    return statistics.median(other / ours for other, ours in pairs)
+
+
+def print_row(*cells: str) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def compare(
+    operator: str,
     size: str,
+    numel: int,
     ours: Candidate,
     eager: dict[str, Candidate],
-    compiled: dict[str, Candidate],
-    copy: Candidate,
+    compiled: Candidate,
     passes: int,
-    prepare: Candidate,
-    args: argparse.Namespace,
-) -> dict:
-    """A row of the table. passes: how often ours reads or writes each element; copy does it twice."""
-
-    def ratios(rivals: dict[str, Candidate]) -> dict[str, float]:
-        """How much faster ours is than each rival. Run apart, so that no other's data lies in the caches."""
-        times = interleaved({"ours": ours, **rivals}, prepare, args.cuda, args.seconds)
-        microseconds.extend(t * 1e6 for t in times["ours"])
-        return {
-            name: statistics.median(a / b for a, b in zip(times[name], times["ours"], strict=True)) for name in rivals
-        }
-
-    microseconds: list[float] = []
-    eager = ratios(eager)
-    best = min(eager, key=eager.get)
-    cells = {
-        "operator": op,
-        "size": size,
-        "ours (us)": f"{statistics.median(microseconds):.1f}",
-        "best eager": f"{eager[best]:.2f} ({best})",
-        "torch.compile": f"{ratios(compiled)['compile']:.2f}" if compiled else "fails",
-        "of copy": f"{ratios({'copy': copy})['copy'] * passes / 2:.0%}",
-    }
-    print("| " + " | ".join(cells.values()) + " |", flush=True)
-    return cells
-
-
-def compiled(candidate: Candidate) -> dict[str, Candidate]:
-    """A candidate that uses torch.compile, if that works here."""
+    args: Namespace,
+) -> None:
+    """Prints a row of the first table. passes: how often ours reads or writes each element."""
+    # Each kind of rival has rounds of its own, so that no other's data lies in the caches
+    times = interleave({"ours": ours, **eager}, args)
+    ratios = {name: ratio(times, name) for name in eager}
+    best = min(ratios, key=ratios.get)
     try:
-        candidate()
-    except Exception as error:
+        with_compile = interleave({"ours": ours, "compile": compiled}, args)
+        compiled_ratio = f"{ratio(with_compile, 'compile'):.2f}"
+    except Exception as error:  # there may be no compiler here
         print(f"torch.compile: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-        return {}
-    return {"compile": candidate}
+        compiled_ratio = "fails"
+    source, target = torch.ones(2, numel, device=args.device)
+    copy = functools.partial(target.copy_, source)
+    copy_ratio = ratio(interleave({"ours": ours, "copy": copy}, args), "copy")
+    print_row(
+        operator,
+        f"{size}, {numel:,}",
+        f"{statistics.median(times['ours']) * 1e6:.1f}",
+        f"{ratios[best]:.2f} ({best})",
+        compiled_ratio,
+        f"{copy_ratio * passes / 2:.0%}",  # copy_ makes 2 passes
+    )
 
 
-def copying(numel: int, device: str) -> Candidate:
-    source, target = torch.ones(2, numel, device=device)
-    return lambda: target.copy_(source)
+@torch.no_grad()
+def clip_loop(params: list[Tensor]) -> None:
+    for p in params:
+        p.clamp_(-BOUND, BOUND)
 
 
-def bench_lists(shapes: list[torch.Size], size: str, device: str, args: argparse.Namespace) -> list[dict]:
+@torch.no_grad()
+def clip_foreach(params: list[Tensor]) -> None:
+    torch._foreach_clamp_min_(params, -BOUND)
+    torch._foreach_clamp_max_(params, BOUND)
+
+
+def step_and_clip(optimizer: torch.optim.Optimizer, clip: Callable, params: list[Tensor]) -> None:
+    optimizer.step()
+    clip(params)
+
+
+def compare_on_lists(size: str, shapes: list[torch.Size], args: Namespace) -> None:
     """clip_weights_ and rmsprop_clip_ on a list of parameters of these shapes."""
-    saved = [(torch.randn(shape, device=device) * C).clamp(-1.5 * C, 1.5 * C) for shape in shapes]
-    params = [torch.nn.Parameter(s.clone()) for s in saved]
+    params = [nn.Parameter(torch.randn(shape, device=args.device) * BOUND) for shape in shapes]
     for p in params:
         p.grad = torch.randn_like(p)
 
-    @torch.no_grad()
-    def prepare() -> None:
-        for p, s in zip(params, saved, strict=True):
-            p.copy_(s)
+    size = f"{size}, {len(params)} tensors"
+    numel = sum(p.numel() for p in params)
+    ours = functools.partial(gan_kernels.clip_weights_, params, BOUND)
+    loop = functools.partial(clip_loop, params)
+    eager = {"loop": loop, "foreach": functools.partial(clip_foreach, params)}
+    compare("clip_weights_", size, numel, ours, eager, torch.compile(loop), 2, args)
 
-    @torch.no_grad()
-    def loop() -> None:
-        for p in params:
-            p.clamp_(-C, C)
-
-    @torch.no_grad()
-    def foreach() -> None:
-        torch._foreach_clamp_min_(params, -C)
-        torch._foreach_clamp_max_(params, C)
-
-    size = f"{size}, {len(params)} tensors, {sum(p.numel() for p in params):,}"
-    copy = copying(sum(p.numel() for p in params), device)
-    ours, eager = lambda: gan_kernels.clip_weights_(params, C), {"loop": loop, "foreach": foreach}
-    rows = [row("clip_weights_", size, ours, eager, compiled(torch.compile(loop)), copy, 2, prepare, args)]
-
-    make = lambda **options: torch.optim.RMSprop(params, lr=5e-5, capturable=args.cuda, **options)  # noqa: E731
-    plain, batched = make(foreach=False), make(foreach=True)
-
-    def step_loop() -> None:
-        plain.step()
-        loop()
-
-    def step_foreach() -> None:
-        batched.step()
-        foreach()
-
-    ours = gan_kernels.RMSpropClip(params, C, lr=5e-5, capturable=args.cuda).step
-    eager = {"RMSprop + loop": step_loop, "RMSprop foreach + foreach": step_foreach}
-    fast = compiled(torch.compile(step_foreach))
-    return [*rows, row("rmsprop_clip_", size, ours, eager, fast, copy, 5, prepare, args)]
+    options = {"lr": 5e-5, "capturable": args.cuda}
+    ours = gan_kernels.RMSpropClip(params, BOUND, **options).step
+    loop_optimizer = torch.optim.RMSprop(params, foreach=False, **options)
+    loop = functools.partial(step_and_clip, loop_optimizer, clip_loop, params)
+    foreach_optimizer = torch.optim.RMSprop(params, foreach=True, **options)
+    foreach = functools.partial(step_and_clip, foreach_optimizer, clip_foreach, params)
+    eager = {"RMSprop + loop": loop, "RMSprop foreach + foreach": foreach}
+    compare("rmsprop_clip_", size, numel, ours, eager, torch.compile(foreach), 5, args)
 
 
 def formula(grad: Tensor) -> Tensor:
     return (grad.flatten(1).norm(2, dim=1) - 1).square().mean()
 
 
-def there_and_back(penalty: Callable[[Tensor], Tensor], grad: Tensor) -> Candidate:
-    """Forward and backward."""
-    return lambda: torch.autograd.grad(penalty(grad), grad)
+def there_and_back(penalty: Callable[[Tensor], Tensor], grad: Tensor) -> None:
+    torch.autograd.grad(penalty(grad), grad)
 
 
-def both(first: Candidate, second: Candidate) -> None:
-    first()
-    second()
-
-
-def bench_penalty(shape: tuple[int, ...], device: str, args: argparse.Namespace) -> dict:
+def compare_on_batch(shape: tuple[int, ...], args: Namespace) -> None:
     """gradient_penalty, forward and backward."""
-    grad = torch.randn(shape, device=device, requires_grad=True)
-    size, copy = f"{'x'.join(map(str, shape))}, {grad.numel():,}", copying(grad.numel(), device)
-    ours, eager = there_and_back(gan_kernels.gradient_penalty, grad), {"formula": there_and_back(formula, grad)}
-    fast = compiled(there_and_back(torch.compile(formula), grad))
-    return row("gradient_penalty", size, ours, eager, fast, copy, 3, lambda: None, args)
+    grad = torch.randn(shape, device=args.device, requires_grad=True)
+    ours = functools.partial(there_and_back, gan_kernels.gradient_penalty, grad)
+    eager = {"formula": functools.partial(there_and_back, formula, grad)}
+    compiled = functools.partial(there_and_back, torch.compile(formula), grad)
+    size = "x".join(map(str, shape))
+    compare("gradient_penalty", size, grad.numel(), ours, eager, compiled, 3, args)
 
 
-def graphed(candidate: Candidate, cuda: bool) -> Candidate:
-    """On the GPU the candidate as a CUDA graph; it must have run before."""
-    if not cuda:
-        return candidate
+def as_graph(candidate: Candidate) -> Candidate:
+    """The candidate as a CUDA graph."""
+    for _ in range(3):
+        candidate()
     gc.collect()  # an old graph must not end while a new one is captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -194,78 +176,64 @@ def graphed(candidate: Candidate, cuda: bool) -> Candidate:
     return graph.replay
 
 
-def bench_step(module: ModuleType, device: str, args: argparse.Namespace) -> dict:
-    """A whole training step of a script at its defaults, with kernels and without, and what share of it they are."""
-    steps, operators = {}, {}
-    for name, kernels in (("kernels", "on"), ("formula", "off")):
-        with contextlib.redirect_stdout(None):
-            options, _ = module.parse_args(["--kernels", kernels, *(["--cuda"] if args.cuda else [])])
-            options.channels, options.image_size = 1, 32
-            networks, optimizers = module.load_networks(options, {})
-        shape = (options.batch_size, 1, options.image_size, options.image_size)
-        real = torch.rand(options.n_critic * shape[0], *shape[1:], device=device) * 2 - 1
-        steps[name] = functools.partial(module.train_step, networks, optimizers, options, real, torch.empty(0))
-        for _ in range(3):
-            steps[name]()
-        if module is wgan:
-            step, clip = optimizers[1].step, functools.partial(wgan.clip_weights_, networks["critic"], C)
-            operators[name] = step if options.fused else functools.partial(both, step, clip)
-        else:
-            grad = torch.randn(shape, device=device, requires_grad=True)
-            operators[name] = there_and_back(gan_kernels.gradient_penalty if options.fused else formula, grad)
-    if module is wgan:  # the optimizer and the clipping of the last turn, without kernels
-        fast = compiled(torch.compile(operators["formula"]))
+def measure_share(script_name: str, args: Namespace) -> None:
+    """Prints a row of the second table."""
+    script = importlib.import_module(script_name)
+    parser = ArgumentParser()
+    script.add_options(parser)
+    parser.set_defaults(cuda=args.cuda, channels=1, image_size=32)
+    options = parser.parse_args([])
+    networks, optimizers = script.build(options)
+    networks.to(args.device, memory_format=torch.channels_last)
+    real = torch.rand(script.images_per_step(options), 1, 32, 32, device=args.device) * 2 - 1
+    step = functools.partial(script.train_step, networks, optimizers, options, real, torch.empty(0))
+    if script_name == "wgan":
+        weights = list(networks["critic"].parameters())
+        ours = functools.partial(gan_kernels.clip_weights_, weights, BOUND)
+        theirs = functools.partial(clip_loop, weights)
     else:
-        fast = compiled(there_and_back(torch.compile(formula), grad))
-    operators |= fast
-    for operator in operators.values():
-        operator()
-    steps = {name: graphed(step, args.cuda) for name, step in steps.items()}
-    operators = {name: graphed(operator, args.cuda) for name, operator in operators.items()}
-    whole = interleaved(steps, lambda: None, args.cuda, 4 * args.seconds)
-    part = interleaved(operators, lambda: None, args.cuda, args.seconds)
-    share = {name: options.n_critic * statistics.median(part[name]) / statistics.median(whole[name]) for name in whole}
-    ratio = lambda times, name: statistics.median(a / b for a, b in zip(times[name], times["kernels"], strict=True))  # noqa: E731
-    cells = {
-        "script": f"{module.__name__}.py",
-        "step (ms)": f"{statistics.median(whole['kernels']) * 1e3:.1f}",
-        "of it kernels": f"{share['kernels']:.2%}",
-        "of it formula": f"{share['formula']:.2%}",
-        "formula / kernels": f"{ratio(part, 'formula'):.2f}",
-        "torch.compile / kernels": f"{ratio(part, 'compile'):.2f}" if fast else "fails",
-        "step, formula / kernels": f"{ratio(whole, 'formula'):.3f}",
-    }
-    print("| " + " | ".join(cells.values()) + " |", flush=True)
-    return cells
+        grad = torch.randn(options.batch_size, 1, 32, 32, device=args.device, requires_grad=True)
+        ours = functools.partial(there_and_back, gan_kernels.gradient_penalty, grad)
+        theirs = functools.partial(there_and_back, formula, grad)
+    candidates = {"step": step, "ours": ours, "formula": theirs}
+    if args.cuda:
+        candidates = {name: as_graph(candidate) for name, candidate in candidates.items()}
+    seconds = {}
+    for name, candidate in candidates.items():
+        seconds[name] = statistics.median(interleave({name: candidate}, args)[name])
+    shares = [options.n_critic * seconds[name] / seconds["step"] for name in ("ours", "formula")]
+    cells = [f"{seconds['step'] * 1e3:.1f}", *[f"{share:.2%}" for share in shares]]
+    print_row(f"{script_name}.py", *cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
-    parser.add_argument("--seconds", type=float, default=5, help="for each comparison (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE too")
+    parser.add_argument("--seconds", type=float, default=5, help="per comparison (default: 5)")
     args = parser.parse_args()
-    device = "cuda" if args.cuda else "cpu"
-    if problem := gan_kernels.why_not(device):
-        sys.exit(f"gan_kernels does not run on {device}: {problem}")
+    args.device = "cuda" if args.cuda else "cpu"
+    if gan_kernels.why_not(args.device):
+        sys.exit(f"gan_kernels does not run here: {gan_kernels.why_not(args.device)}")
+    machine = f"{platform.processor() or platform.machine()} CPU"
     if args.cuda:
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
+        machine = torch.cuda.get_device_name()
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name() if args.cuda else f"{platform.processor() or platform.machine()} CPU"
-    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads, float32\n")
-    print("| operator | size | ours (us) | best eager | torch.compile | of copy |\n|---|---|---|---|---|---|")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    print(f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads, float32\n")
+    print("| operator | size | ours (us) | best eager | torch.compile | of copy |")
+    print("|---|---|---|---|---|---|")
     mlp = [torch.Size(shape) for shape in ([512, 784], [512], [256, 512], [256], [1, 256])]
-    dcgan = [p.shape for p in wgan.Critic(3, 64).parameters()]
-    rows = bench_lists(mlp, "MLP critic", device, args)
-    rows += bench_lists(dcgan, "DCGAN critic", device, args)
-    rows += bench_lists([torch.Size([2048, 2048])] * 24, "large", device, args)
+    dcgan = [p.shape for p in importlib.import_module("wgan").Critic(3, 64).parameters()]
+    compare_on_lists("MLP critic", mlp, args)
+    compare_on_lists("DCGAN critic", dcgan, args)
+    compare_on_lists("large", [torch.Size([2048, 2048])] * 24, args)
     for shape in [(64, 1, 28, 28), (64, 3, 64, 64), (256, 3, 128, 128)]:
-        rows.append(bench_penalty(shape, device, args))
-    names = "script | step (ms) | of it kernels | of it formula | formula / kernels | torch.compile / kernels"
-    print(f"\n| {names} | step, formula / kernels |\n|---|---|---|---|---|---|---|")
-    rows += [bench_step(module, device, args) for module in (wgan, wgan_gp)]
-    if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "device": name, "rows": rows}, indent=2))
+        compare_on_batch(shape, args)
+
+    print("\n| script | step (ms) | of it ours | of it the formula |\n|---|---|---|---|")
+    measure_share("wgan", args)
+    measure_share("wgan_gp", args)
 
 
 if __name__ == "__main__":
