@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
-# With the block above, `uv run` needs no other set-up.
+# `uv run` installs these by itself.
 """LSGAN: a GAN with least squares.
 
 Xudong Mao, Qing Li, Haoran Xie, Raymond Y. K. Lau, Zhen Wang, Stephen Paul Smolley: Least Squares
@@ -25,7 +25,6 @@ import itertools
 import json
 import math
 import os
-import shlex
 import sys
 import time
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
@@ -39,10 +38,10 @@ from torch import Tensor, nn, optim
 from tqdm import tqdm
 
 SCRIPT = "lsgan"  # runs/lsgan-1, runs/lsgan-2, ...
-CONDITIONAL = False  # this GAN ignores labels (for the plumbing, below)
+CONDITIONAL = False  # True in scripts whose networks take labels
 
 
-# Types of options: argparse reports a ValueError in one line
+# argparse calls these two, and reports a ValueError in one line
 def positive_int(text: str) -> int:
     if int(text) <= 0:
         raise ValueError
@@ -65,7 +64,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--coding", choices=["binary", "pearson"], default="binary", help="a, b, c of the losses")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
-    add("--epochs", type=positive_int, help="in total, over all resumes (default: 25 or --steps)")
+    add("--epochs", type=positive_int, help="in total (default: 25, or no limit with --steps)")
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
@@ -82,12 +81,12 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def images_per_step(args: Namespace) -> int:
-    """Real images that one train_step uses, over all GPUs."""
+    """Real images that one train_step uses, over all GPUs. Other GANs need several batches."""
     return args.batch_size
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Features of the layers of side S/2, S/4, ..., 4, so [64, 128, 256, 512] for S = 64."""
+    """Features from the image inward: width at side S/2, then doubled at each halving down to 4."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
     layers = int(math.log2(image_size)) - 2
@@ -139,7 +138,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Normal weights of mean 0 (BatchNorm's scale: 1, as in the authors' code) and std 0.02."""
+    """N(0, 0.02) for convolutions (section 4), N(1, 0.02) for BatchNorm (the authors' code)."""
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -163,7 +162,8 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
-    return generator(z)  # only conditional GANs use the labels
+    """The plumbing draws images through this. Only conditional GANs use the labels."""
+    return generator(z)
 
 
 def train_step(
@@ -171,9 +171,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    Only conditional GANs use the labels. On a GPU, Python calls this for three steps and once to
-    record it; from then on the recorded kernels are replayed, and Python code here (a print, a
-    schedule) no longer runs. A graph cannot record .item().
+    On a GPU, Python runs this only four times: for three ordinary steps, then to record its kernels
+    as a CUDA graph, which is replayed from then on. So a print or a schedule in here would stop,
+    and .item() cannot be recorded.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -198,7 +198,7 @@ def train_step(
     logits = discriminator(generator(z))
     g_loss = (logits - c).square().mean() / 2
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # gradients for G only
+    g_loss.backward(inputs=list(generator.parameters()))  # skips D's weight gradients
     g_optimizer.step()
 
     d_real = real_logits.mean()
@@ -240,7 +240,9 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    images = np.load(folder / "images.npy", mmap_mode="c")  # stays on disk; c is copy-on-write
+    images = np.load(
+        folder / "images.npy", mmap_mode="c"
+    )  # stays on disk; c: PyTorch wants to write
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
@@ -260,8 +262,9 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # images side by side
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
+    rows = pixels.split(columns)  # each (columns, C, S, S)
+    strips = [torch.cat(list(row), dim=2) for row in rows]  # each (C, S, columns * S)
+    picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
     return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
 
 
@@ -270,7 +273,7 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
-    labels = torch.arange(rows, device=args.device).repeat_interleave(8)
+    labels = torch.arange(rows, device=args.device).repeat_interleave(8)  # if CONDITIONAL
     random = torch.Generator().manual_seed(args.seed)
     z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
     return to_picture(sample(generator, args, z, labels), columns=8)
@@ -279,10 +282,13 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
 def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, the same ones at every call."""
     networks, _ = make_networks(args, checkpoint)
-    labels = [0]
-    if CONDITIONAL:  # the classes in turn, or the one that is asked for
-        labels = [i for i, name in enumerate(args.classes) if args.label in (None, name)]
-    if not labels:
+    if not CONDITIONAL:
+        labels = [0]
+    elif args.label is None:
+        labels = range(len(args.classes))  # in turn
+    elif args.label in args.classes:
+        labels = [args.classes.index(args.label)]
+    else:
         sys.exit(f"--label must be one of {', '.join(args.classes)}.")
     for i in tqdm(range(RANK, args.generate, WORLD_SIZE), f"{args.out}/generated"):
         label = labels[i % len(labels)]
@@ -312,36 +318,37 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
+    # From here on parameters are changed in place, so the optimizers stay valid
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
         if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
             networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
-    # The optimizers stay valid, as parameters are moved, not replaced
     networks.to(args.device, memory_format=torch.channels_last)
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
-        for optimizer, moments in zip(optimizers, checkpoint["optimizers"], strict=True):
-            settings = optimizer.state_dict()["param_groups"]  # keeps --lr if it was typed again
-            optimizer.load_state_dict({"state": moments, "param_groups": settings})
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+            # The moments come from the checkpoint, the settings (--lr) from the options
+            settings = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": settings})
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """The weights and BatchNorm's statistics. state_dict shares the network's memory."""
+    """Weights and BatchNorm's statistics, not copies: writing to them changes the network."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # mixes them into one seed, the same in every process
+    torch.manual_seed(hash(numbers))  # one seed from several; Python salts only strings' hashes
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Calls run_step once, with its kernels recorded as a CUDA graph instead of executed.
+    """Runs the Python code of one step, while the GPU only notes its kernels, as a CUDA graph.
 
-    graph.replay() then launches these hundreds of kernels at once, on the same memory: they read
-    the current contents of the batch, draw from the current seed and overwrite the metrics.
+    graph.replay() then executes these hundreds of kernels with one launch, on the same memory:
+    they read the batch, draw from the seed of the moment and overwrite the metrics.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -353,9 +360,10 @@ def make_run(args: Namespace) -> Path:
     """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
     if args.out:
         run = Path(args.out)
-        restarted = args.resume and (run / "samples").exists()  # before its first checkpoint
+        # A run that was killed before its first checkpoint may begin again
+        began = args.resume and (run / "samples").exists()
         run.mkdir(parents=True, exist_ok=True)
-        if any(run.iterdir()) and not restarted:
+        if any(run.iterdir()) and not began:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
     number = 1
@@ -388,28 +396,29 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
-    if checkpoint and checkpoint.get("steps_per_epoch") != steps_per_epoch:
-        sys.exit(f"{args.out} needs the images and the --batch-size that it began with.")
+    sizes = [len(images), step_size]  # fixed for a run, as they make its epochs
+    if checkpoint and checkpoint.get("sizes") != sizes:
+        sys.exit(f"{args.out} began with other images, --batch-size or version of {SCRIPT}.py.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
         images, labels = images.to(args.device), labels.to(args.device)
 
-    # The batch, always in the same memory, as a CUDA graph requires
+    # The batch lies in the same memory at every step, as a CUDA graph requires
     real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # autocast would cache bfloat16 weights, which go stale when an optimizer steps
+        # autocast's cache of bfloat16 weights would outlive the step of an optimizer
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
+    steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
     last_step = args.steps or math.inf
     if args.epochs:
         last_step = min(last_step, args.epochs * steps_per_epoch)
     table = checkpoint.get("metrics", "")  # the text of metrics.csv
-    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # steps not in it yet
+    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # metrics since its last row
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -435,23 +444,24 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # does not count as a step: replay() executes it
-        # No random state is saved, because every step sets its seed: another one in each process
+            graph, metrics = record(run_step)
+        # Each step sets its own seed, so that no random state has to be saved
         set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()
+            graph.replay()  # overwrites the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # rises from 0.05 to --ema
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # all averages move towards weights
+        decay = min(args.ema, (1 + step) / (20 + step))  # forgets the first weights sooner
+        # average = decay * average + (1 - decay) * weight, for all tensors in one launch
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        recent.append(torch.stack(list(metrics.values())).detach())  # a copy, safe from a replay
+        recent.append(torch.stack(list(metrics.values())).detach())  # a copy
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
-        if row_due or save_due:  # only then, because this makes the CPU wait for the GPU
+        if row_due or save_due:  # only now, because this makes the CPU wait for the GPU
             largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
             if not largest_weight.isfinite():
                 sys.exit(f"Weights are not finite at step {done}, and are not saved.")
@@ -464,7 +474,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(table + row)
-            if done % args.log_every == 0:  # a resumed run does not keep a partial last row
+            if done % args.log_every == 0:  # else a resumed run replaces the row
                 table += row
                 recent.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -473,7 +483,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         if save_due:
             saved = time.monotonic()
             progress = {"script": SCRIPT, "args": vars(args), "metrics": table, "recent": recent}
-            progress |= {"step": done, "steps_per_epoch": steps_per_epoch}
+            progress |= {"step": done, "sizes": sizes}
             save_checkpoint(run, networks, optimizers, progress)
     if RANK == 0:
         print(f"Done. --resume with larger --epochs or --steps continues {run}.")
@@ -493,11 +503,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         elif args.generate:
-            parser.error(f"there is no {path}")
+            parser.error(f"there is no {path}")  # while --resume begins a run in --out
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # Parse again with the run's options as defaults, so that what is typed again wins
+        # The run's options, its image size and classes become the defaults: what is typed wins
         options = checkpoint["args"] | {"out": str(path.parent)}
         if args.epochs or args.steps:  # a new end replaces the old one
             options |= {"epochs": None, "steps": None}
@@ -518,7 +528,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
+        # From here on all work goes to this stream, for the default one cannot be recorded
+        torch.cuda.set_stream(torch.cuda.Stream())
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
@@ -528,8 +539,7 @@ def main(argv: list[str] | None = None) -> None:
             train(args, checkpoint)
     except KeyboardInterrupt:
         if RANK == 0 and args.out and not args.generate:
-            out = shlex.quote(args.out)
-            print(f"To continue: python {SCRIPT}.py --resume --out {out}", file=sys.stderr)
+            print(f"To continue: python {SCRIPT}.py --resume --out '{args.out}'", file=sys.stderr)
         sys.exit(130)
     if WORLD_SIZE > 1:
         torch.distributed.destroy_process_group()
