@@ -1,150 +1,149 @@
 """One run over several processes, as torchrun starts them, with Gloo on the CPU."""
 
+import itertools
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, call, make_data
-from test_training import read, rows, start
+from conftest import ROOT, SCRIPTS, call, load, make_data, start
+from test_training import SEVERAL, assert_same_run, read, rows, wait_for_rows
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-SMALL = ["--batch-size", 12, "--latent-dim", 4, "--log-every", 2, "--epochs", 100_000]
-OWN = {"vanilla_gan.py": ["--d-steps", 2], "wgan.py": ["--n-critic", 2], "wgan_gp.py": ["--n-critic", 2]}
-TABLE = Path("run/metrics.csv")
-
-# Saves what each process sees: the labels of a step and, around each update, its gradients, their mean, the weights.
-LOOK = """
-import importlib, itertools, torch.optim.optimizer as optimizer
-script, steps, updates = importlib.import_module(sys.argv[0].split('/')[-1][:-3]), itertools.count(), itertools.count()
-train_step, rank = script.train_step, script.RANK
-def step(*inputs):
-    torch.save(inputs[4].clone(), f'labels-{next(steps)}-{rank}')
-    return train_step(*inputs)
-def before(o, *_):
-    o.mine = [p.grad.clone() for p in o.param_groups[0]['params']]
-def after(o, *_):
-    parameters = o.param_groups[0]['params']
-    torch.save([o.mine, [p.grad for p in parameters], [p.data for p in parameters]], f'update-{next(updates)}-{rank}')
-script.train_step = step
-optimizer.register_optimizer_step_pre_hook(before)
-optimizer.register_optimizer_step_post_hook(after)
-sys.exit(script.main())
-"""
+SMALL = ["--batch-size", 12, "--latent-dim", 4, "--log-every", 2, "--no-cuda"]
 
 
 @pytest.fixture
 def data() -> Path:
-    """26 images in batches of 12: two an epoch and two images left over; each is a class of its own."""
-    return make_data(Path("data"), 26, classes=[str(i) for i in range(26)])
+    """26 images in batches of 12, and two images left over. Each is a class of its own."""
+    return make_data(Path("data"), 26, size=16, classes=[str(i) for i in range(26)])
 
 
-def begin(script: str, count: int, *argv: object, before: str = "") -> list[BaseProcess]:
-    """The processes of a run; what process K prints goes to K.out."""
+def options(script: str, data: Path) -> list[object]:
+    width = [] if script == "vanilla_gan.py" else ["--width", 4]
+    several = [SEVERAL[script], 2] if script in SEVERAL else []
+    return ["--data", data, *SMALL, *width, *several]
+
+
+def process(rank: int, port: int, watched: bool, script: str, *args: object) -> None:
+    """For start: one of two processes."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if watched:
+        watch(load(script), rank)
+    call(script, *args)
+
+
+def watch(script: object, rank: int) -> None:
+    """Saves each step's labels and seed and, around each update, gradients, mean and weights."""
+    numbers = itertools.count()
+    train_step = script.train_step
+    mine = []
+
+    def parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        return optimizer.param_groups[0]["params"]
+
+    def step(*inputs: object) -> dict[str, torch.Tensor]:
+        torch.save([inputs[4].clone(), torch.initial_seed()], f"step-{next(numbers)}-{rank}")
+        return train_step(*inputs)
+
+    def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        mine[:] = [parameter.grad.clone() for parameter in parameters(optimizer)]
+
+    def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        mean = [parameter.grad for parameter in parameters(optimizer)]
+        weights = [parameter.data for parameter in parameters(optimizer)]
+        torch.save([mine, mean, weights], f"update-{next(numbers)}-{rank}")
+
+    script.train_step = step
+    register_optimizer_step_pre_hook(before)  # runs before the hook that averages
+    register_optimizer_step_post_hook(after)
+
+
+def train(script: str, data: Path, *args: object, watched: bool = False) -> list[int]:
+    """Trains with two processes and returns their exit codes. Process K prints to K.txt."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
-    places = [{k: str(v) for k, v in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()} for rank in range(count)]
-    codes = [f"import os; os.environ.update({place}); {before}" for place in places]
-    return [start(script, *argv, out=f"{rank}.out", before=codes[rank]) for rank in range(count)]
-
-
-def end(processes: list[BaseProcess]) -> list[int | None]:
-    """Waits for them. Returns the exit codes."""
-    for process in processes:
-        process.join(120)
-        process.kill()
-    return [process.exitcode for process in processes]
-
-
-def train(script: str, count: int, data: Path, *argv: object, before: str = "") -> None:
-    argv = ["--data", data, *SMALL, *OWN.get(script, []), *argv]
-    assert end(begin(script, count, *argv, before=before)) == [0] * count, Path("0.out").read_text()
+        port = free.getsockname()[1]
+    argv = [script, *options(script, data), *args]
+    processes = [start(process, rank, port, watched, *argv, out=f"{rank}.txt") for rank in (0, 1)]
+    for one in processes:
+        one.join(100)
+        one.kill()
+    return [one.exitcode for one in processes]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_processes_share_the_batch_average_their_gradients_and_stay_equal(script: str, data: Path) -> None:
-    train(script, 2, data, "--steps", 2, "--out", "run", before=LOOK)
-    seen = [torch.load(path).tolist() for path in sorted(Path().glob("labels-*"))]
-    repeats = 2 if script in OWN else 1  # batches of a step
-    assert [len(labels) for labels in seen] == [6 * repeats] * 4
-    assert len({*seen[0], *seen[1]}) == 12 * repeats
-    updates = len(list(Path().glob("update-*-0")))
-    assert updates == 2 * (repeats + 1)
-    for i in range(updates):
-        (mine, mean, weights), (other, same_mean, same_weights) = (torch.load(f"update-{i}-{rank}") for rank in (0, 1))
-        assert any(not torch.equal(a, b) for a, b in zip(mine, other, strict=True))
-        torch.testing.assert_close(mean, [(a + b) / 2 for a, b in zip(mine, other, strict=True)])
+def test_processes_share_the_batch_average_their_gradients_and_stay_equal(
+    script: str, data: Path
+) -> None:
+    codes = train(script, data, "--steps", 2, "--out", "run", watched=True)
+    assert codes == [0, 0], Path("0.txt").read_text() + Path("1.txt").read_text()
+    batches = 2 if script in SEVERAL else 1  # of a step
+    steps = [torch.load(path) for path in Path().glob("step-*")]
+    assert len({seed for _, seed in steps}) == 4  # of two steps: each process has its own noise
+    shares = [torch.load(f"step-0-{rank}")[0].tolist() for rank in (0, 1)]
+    assert [len(share) for share in shares] == [6 * batches] * 2
+    assert len({*shares[0], *shares[1]}) == 12 * batches
+    updates = sorted(Path().glob("update-*-0"))
+    assert len(updates) == 2 * (batches + 1)
+    for path in updates:
+        mine, mean, weights = torch.load(path)
+        other, same_mean, same_weights = torch.load(path.name[:-1] + "1")
+        pairs = list(zip(mine, other, strict=True))
+        assert any(not torch.equal(a, b) for a, b in pairs)
+        torch.testing.assert_close(mean, [(a + b) / 2 for a, b in pairs])
         torch.testing.assert_close([mean, weights], [same_mean, same_weights], rtol=0, atol=0)
-    assert "steps 0 to 2 " in Path("0.out").read_text() and Path("1.out").read_text() == ""  # process 0 alone prints
+    assert "2 on cpu" in Path("0.txt").read_text()
+    assert Path("1.txt").read_text() == ""  # process 0 alone prints
     assert [row["step"] for row in rows(Path("run"))] == ["2"]
 
 
-def test_a_run_goes_on_with_as_many_processes_as_if_it_had_not_stopped_and_with_one(data: Path) -> None:
-    train("wgan_gp.py", 2, data, "--steps", 5, "--out", "whole")
-    train("wgan_gp.py", 2, data, "--steps", 3, "--out", "run")  # in the middle of a row
-    train("wgan_gp.py", 2, data, "--steps", 5, "--resume", "run")
-    for name in ("generator", "critic", "generator_ema", "sums"):
-        torch.testing.assert_close(read(Path("run"))[name], read(Path("whole"))[name], rtol=1e-4, atol=1e-6)
-    assert call("wgan_gp.py", "--resume", "run", "--steps", 6) == 0
+def test_processes_resume_exactly_and_one_alone_goes_on(data: Path) -> None:
+    assert train("dcgan.py", data, "--steps", 5, "--out", "whole") == [0, 0]
+    assert train("dcgan.py", data, "--steps", 3, "--out", "run") == [0, 0]  # amid a row
+    assert train("dcgan.py", data, "--steps", 5, "--resume", "--out", "run") == [0, 0]
+    assert_same_run("run", Path("whole"))
+    call("dcgan.py", "--resume", "--out", "run", "--steps", 6, "--no-cuda")  # alone, too
     assert [row["step"] for row in rows(Path("run"))] == ["2", "4", "6"]
 
 
-@pytest.mark.parametrize("argv", [["--batch-size", 5], ["--resume", "run", "--generate", 4], ["--no-such-option"]])
-def test_what_several_processes_cannot_do_is_one_line_of_process_0(argv: list[object], data: Path) -> None:
-    assert call("dcgan.py", "--data", data, *SMALL, "--steps", 1, "--out", "run") == 0
-    assert end(begin("dcgan.py", 2, "--data", data, *argv)) == [2, 2]
-    assert re.fullmatch(r"dcgan\.py: error: .+\n", Path("0.out").read_text())
-    assert Path("1.out").read_text() == ""
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(data: Path) -> None:
+    assert train("dcgan.py", data, "--batch-size", 5) == [1, 1]
+    assert "--batch-size" in Path("0.txt").read_text().splitlines()[-1]
     assert not Path("runs").exists()
 
 
-def wait_for_rows(count: int, out: str) -> None:
-    deadline = time.monotonic() + 120
-    while len(rows(Path("run"))) < count:
-        assert time.monotonic() < deadline, Path(out).read_text()
-        time.sleep(0.01)
-
-
-def test_a_signal_to_one_process_stops_all_after_the_same_step(data: Path) -> None:
-    processes = begin("dcgan.py", 2, "--data", data, *SMALL, "--out", "run")
-    wait_for_rows(3, "0.out")
-    os.kill(processes[1].pid, signal.SIGTERM)
-    assert end(processes) == [0, 143]
-    assert f"step {read(Path('run'))['step']} of" in Path("0.out").read_text()
-
-
-def test_torchrun_starts_a_run_and_goes_on_with_it_when_a_process_is_killed(data: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        "--max-restarts",
-        1,
-    ]
-    command += [ROOT / "dcgan.py", "--data", data, *SMALL, "--epochs", 30, "--out", "run", "--resume"]
+def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
+    source = (ROOT / "dcgan.py").read_text("utf-8")
+    always = source.replace("SAVE_EVERY = 60", "SAVE_EVERY = 0")
+    assert always != source
+    Path("dcgan.py").write_text(always, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", 2, "--max-restarts", 1]
+    command += ["dcgan.py", *options("dcgan.py", data), "--steps", 60, "--out", "run", "--resume"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    with Path("out").open("w") as out:
+    with Path("out.txt").open("w") as out:
         torchrun = subprocess.Popen([*map(str, command)], stdout=out, stderr=out, env=env)
     try:
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
         if not children.exists():
             pytest.skip("needs Linux's list of child processes")
-        wait_for_rows(4, "out")
+        wait_for_rows(4, Path("run"))
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-        assert torchrun.wait(120) == 0, Path("out").read_text()
+        assert torchrun.wait(120) == 0, Path("out.txt").read_text()
     finally:
         torchrun.kill()
-    first, second = re.findall(r"steps (\d+) to 60", Path("out").read_text())
+    first, second = re.findall(r"steps (\d+) to 60", Path("out.txt").read_text())
     assert int(second) > int(first) == 0
     assert [row["step"] for row in rows(Path("run"))] == [str(step) for step in range(2, 61, 2)]
-    assert read(Path("run"))["step"] == 60
+    assert read("run")["step"] == 60

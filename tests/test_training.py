@@ -5,13 +5,13 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -223,11 +223,11 @@ def test_a_split_run_with_amp_is_the_unsplit_one_and_near_that_without(
     assert {x.dtype for x in read(low)["generator"].values()} == {torch.float32, torch.int64}
 
 
-def wait_for_rows(count: int, process: BaseProcess, run: Path) -> None:
+def wait_for_rows(count: int, run: Path) -> None:
     table = run / "metrics.csv"
     deadline = time.monotonic() + 100
     while not table.exists() or len(rows(run)) < count:
-        assert process.is_alive() and time.monotonic() < deadline, Path("out.txt").read_text()
+        assert time.monotonic() < deadline, Path("out.txt").read_text()
         time.sleep(0.01)
 
 
@@ -250,15 +250,14 @@ def test_a_process_killed_at_random_moments_and_stopped_by_a_signal_is_resumed_e
         assert process.exitcode == -signal.SIGKILL, Path("out.txt").read_text()
     before = read(run)["step"] if (run / "checkpoint.pt").exists() else 0
     process = start(run_saving_always, *argv)
-    wait_for_rows(before // 4 + 2, process, run)
+    wait_for_rows(before // 4 + 2, run)
     stop = signal.SIGTERM if script in SEVERAL else signal.SIGINT  # which is Ctrl-C
     os.kill(process.pid, stop)
     process.join(60)
     out = Path("out.txt").read_text()
     if stop == signal.SIGINT:
         assert process.exitcode == 130
-        assert f"python {script} --resume --out run\n" in out
-        assert "Traceback" not in out
+        assert shlex.split(out.splitlines()[-1])[-4:] == [script, "--resume", "--out", "run"]
     else:
         assert process.exitcode == -signal.SIGTERM
     step = read(run)["step"]
@@ -395,8 +394,8 @@ def test_ctrl_c_prints_the_command_that_continues_quoted_even_before_a_minute_ha
         watch("dcgan.py", patch, interrupt)
         with pytest.raises(SystemExit, match="130"):
             train("dcgan.py", data, run="my run")
-    command = capsys.readouterr().err.splitlines()[-1].partition("python ")[2]
-    assert command == "dcgan.py --resume --out 'my run'"
+    command = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert command[-4:] == ["dcgan.py", "--resume", "--out", "my run"]
     resume("dcgan.py", run="my run")  # its options are known
     assert_same_run("my run", whole("dcgan.py"))
 
@@ -510,9 +509,9 @@ def test_generated_images_are_the_averaged_generators_whatever_their_number(
     state = read(run)
     networks, _ = load("dcgan.py").build(Namespace(**state["args"]))
     networks["generator"].load_state_dict(state["generator_ema"])
-    noise = torch.Generator().manual_seed(0)
     for i in range(2):
-        z = torch.randn(1, 4, generator=noise)
+        load("dcgan.py").set_seed(0, i)
+        z = torch.randn(1, 4)
         image = networks["generator"].eval()(z)[0, 0].detach().numpy()
         picture = np.asarray(Image.open(run / "generated" / f"{i:06d}.png"), np.int16)
         assert np.abs(picture - (image + 1) * 127.5).max() <= 1
