@@ -12,7 +12,7 @@ https://arxiv.org/abs/1411.1784
 
     python cgan.py --epochs 25        trains on built-in digits, on a GPU if there is one
 
---data data/mnist-32 trains on what `python prepare.py mnist` has made; --resume continues the
+--data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
 newest run; --generate 64 writes 64 of its images; --help lists all options.
 On two CPU cores --data data/mnist-32 --batch-size 64 --lr 5e-4 --amp needs 7 minutes, 5 epochs.
 
@@ -60,7 +60,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="features next to the image (default: 64)")
+    add("--width", type=positive_int, default=64, help="channels next to the image (default: 64)")
     add("--label", metavar="NAME", help="with --generate: only images of this class")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
@@ -68,7 +68,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
-    add("--generate", type=positive_int, metavar="N", help="only write N images of that run")
+    add("--generate", type=positive_int, metavar="N", help="write N images of that run and stop")
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
     add("--seed", type=int, default=0, help="of weights, noise and shuffling (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
@@ -86,10 +86,10 @@ def images_per_step(args: Namespace) -> int:
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Features from the image inward: width at side S/2, then doubled at each halving down to 4."""
+    """Channels of the layers at sides S/2, S/4, ..., 4: width, 2 * width, 4 * width, ..."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
-    layers = int(math.log2(image_size)) - 2
+    layers = int(math.log2(image_size)) - 2  # 3 for S = 32: sides 16, 8 and 4
     return [width * 2**i for i in range(layers)]
 
 
@@ -165,7 +165,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
-    """The plumbing draws images through this. Only conditional GANs use the labels."""
+    """Used below to draw pictures. Only conditional GANs use the labels."""
     return generator(z, nn.functional.one_hot(labels, len(args.classes)))
 
 
@@ -174,9 +174,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU, Python runs this only four times: for three ordinary steps, then to record its kernels
-    as a CUDA graph, which is replayed from then on. So a print or a schedule in here would stop,
-    and .item() cannot be recorded.
+    On a GPU, Python executes this four times: three normal steps, and one that records the kernels,
+    which are replayed from then on. So prints and schedules in here end after the fourth, and
+    .item() fails while recording.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -202,7 +202,7 @@ def train_step(
     logits = discriminator(generator(z, y), y)
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # skips D's weight gradients
+    g_loss.backward(inputs=list(generator.parameters()))  # gradients for G only; D needs none
     g_optimizer.step()
 
     d_real = real_logits.sigmoid().mean()
@@ -220,7 +220,7 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Draws digits of random position, size, stroke and rotation, the same ones at every call."""
+    """Draws digits of random position, size, stroke and rotation, identical on every call."""
     rng = np.random.default_rng(0)
     fonts = [ImageFont.load_default(points) for points in range(size * 5 // 8, size)]
     images = np.empty((count, 1, size, size), np.uint8)
@@ -244,9 +244,8 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    images = np.load(
-        folder / "images.npy", mmap_mode="c"
-    )  # stays on disk; c: PyTorch wants to write
+    # The images stay on disk. Mode c, copy-on-write, because PyTorch warns of read-only arrays.
+    images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
@@ -267,35 +266,34 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
     rows = pixels.split(columns)  # each (columns, C, S, S)
-    strips = [torch.cat(list(row), dim=2) for row in rows]  # each (C, S, columns * S)
+    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
     picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
     return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
-    """8 rows of 8 images, or a row for each class, from the same noise at every call."""
+    """8 rows of 8 images, or a row for each class, identical noise on every call."""
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
-    labels = torch.arange(rows, device=args.device).repeat_interleave(8)  # if CONDITIONAL
+    labels = torch.arange(rows, device=args.device).repeat_interleave(8)
     random = torch.Generator().manual_seed(args.seed)
     z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
     return to_picture(sample(generator, args, z, labels), columns=8)
 
 
 def generate(args: Namespace, checkpoint: dict) -> None:
-    """Writes --generate images to OUT/generated, the same ones at every call."""
+    """Writes --generate images to OUT/generated, identical on every call."""
     networks, _ = make_networks(args, checkpoint)
-    if not CONDITIONAL:
-        labels = [0]
-    elif args.label is None:
-        labels = range(len(args.classes))  # in turn
-    elif args.label in args.classes:
-        labels = [args.classes.index(args.label)]
-    else:
-        sys.exit(f"--label must be one of {', '.join(args.classes)}.")
+    labels = [0]
+    if CONDITIONAL:
+        labels = range(len(args.classes))
+        if args.label in args.classes:
+            labels = [args.classes.index(args.label)]
+        elif args.label:
+            sys.exit(f"--label must be one of {', '.join(args.classes)}.")
     for i in tqdm(range(RANK, args.generate, WORLD_SIZE), f"{args.out}/generated"):
-        label = labels[i % len(labels)]
+        label = labels[i % len(labels)]  # all in turn
         folder = Path(args.out, "generated")
         if CONDITIONAL:
             folder /= Path(args.classes[label]).name  # the name of a class may have slashes
@@ -309,7 +307,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
     """Runs before each optimizer.step() and averages the gradients over all processes.
 
-    DistributedDataParallel does not support torch.autograd.grad, which gradient penalties need.
+    By hand, because DistributedDataParallel does not support torch.autograd.grad.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -322,7 +320,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # From here on parameters are changed in place, so the optimizers stay valid
+    # The optimizers hold these parameters. Nothing below replaces one, only its values.
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -345,14 +343,14 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # one seed from several; Python salts only strings' hashes
+    torch.manual_seed(hash(numbers))  # integers have the same hash in every process
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Runs the Python code of one step, while the GPU only notes its kernels, as a CUDA graph.
+    """Calls run_step, with its kernels recorded into a CUDA graph instead of executed.
 
     graph.replay() then executes these hundreds of kernels with one launch, on the same memory:
-    they read the batch, draw from the seed of the moment and overwrite the metrics.
+    they read the current batch, draw from the current seed and overwrite the metrics.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -364,10 +362,9 @@ def make_run(args: Namespace) -> Path:
     """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
     if args.out:
         run = Path(args.out)
-        # A run that was killed before its first checkpoint may begin again
-        began = args.resume and (run / "samples").exists()
+        can_restart = args.resume and (run / "samples").exists()  # it has no checkpoint yet
         run.mkdir(parents=True, exist_ok=True)
-        if any(run.iterdir()) and not began:
+        if any(run.iterdir()) and not can_restart:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
     number = 1
@@ -400,7 +397,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    sizes = [len(images), step_size]  # fixed for a run, as they make its epochs
+    sizes = [len(images), step_size]  # fixed, as they say which step sees which images
     if checkpoint and checkpoint.get("sizes") != sizes:
         sys.exit(f"{args.out} began with other images, --batch-size or version of {SCRIPT}.py.")
     networks, optimizers = make_networks(args, checkpoint)
@@ -412,17 +409,17 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # autocast's cache of bfloat16 weights would outlive the step of an optimizer
+        # A cache could bring back bfloat16 weights from before an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    last_step = args.steps or math.inf
-    if args.epochs:
-        last_step = min(last_step, args.epochs * steps_per_epoch)
-    table = checkpoint.get("metrics", "")  # the text of metrics.csv
-    recent = [x.to(args.device) for x in checkpoint.get("recent", [])]  # metrics since its last row
+    last_step = args.epochs * steps_per_epoch if args.epochs else args.steps
+    if args.steps:
+        last_step = min(last_step, args.steps)
+    csv_text = checkpoint.get("metrics", "")
+    unlogged = [x.to(args.device) for x in checkpoint.get("recent", [])]  # since its last row
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -448,46 +445,46 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)
+            graph, metrics = record(run_step)  # executes nothing, but replay() below does
         # Each step sets its own seed, so that no random state has to be saved
         set_seed(args.seed, step, RANK)
         if graph:
             graph.replay()  # overwrites the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # forgets the first weights sooner
+        decay = min(args.ema, (1 + step) / (20 + step))  # a short average at first
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        recent.append(torch.stack(list(metrics.values())).detach())  # a copy
+        unlogged.append(torch.stack(list(metrics.values())).detach())  # a copy
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
-        if row_due or save_due:  # only now, because this makes the CPU wait for the GPU
+        if row_due or save_due:
+            # The infinity norm, only when it is needed: it makes the CPU wait for the GPU
             largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
             if not largest_weight.isfinite():
                 sys.exit(f"Weights are not finite at step {done}, and are not saved.")
         if row_due:
-            means = torch.stack(recent).mean(0).tolist()
+            means = torch.stack(unlogged).mean(0).tolist()
             columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
             bar.set_postfix(columns)
-            if not table:
-                table = f"step,epoch,{','.join(columns)},seconds\n"
-            seconds = time.monotonic() - began
-            row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
-            (run / "metrics.csv").write_text(table + row)
-            if done % args.log_every == 0:  # else a resumed run replaces the row
-                table += row
-                recent.clear()
+            csv_text = csv_text or ",".join(["step", "epoch", *columns, "seconds"]) + "\n"
+            seconds = f"{time.monotonic() - began:.1f}"
+            row = ",".join([str(done), str(epoch + 1), *columns.values(), seconds]) + "\n"
+            (run / "metrics.csv").write_text(csv_text + row)
+            if done % args.log_every == 0:  # a final, partial row is rewritten on resume
+                csv_text += row
+                unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
             picture = draw_samples(networks["generator_ema"], args)
             picture.save(run / f"samples/step-{done:06d}.png")
         if save_due:
             saved = time.monotonic()
-            progress = {"script": SCRIPT, "args": vars(args), "metrics": table, "recent": recent}
-            progress |= {"step": done, "sizes": sizes}
+            progress = {"script": SCRIPT, "args": vars(args), "step": done, "sizes": sizes}
+            progress |= {"metrics": csv_text, "recent": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
     if RANK == 0:
         print(f"Done. --resume with larger --epochs or --steps continues {run}.")
@@ -503,15 +500,16 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
         if not args.out and not runs:
             parser.error("there is no run in the folder runs")
+        # --resume --out X begins a run if X has no checkpoint
         path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         elif args.generate:
-            parser.error(f"there is no {path}")  # while --resume begins a run in --out
+            parser.error(f"there is no {path}")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # The run's options, its image size and classes become the defaults: what is typed wins
+        # Parse again with the values of the run, its channels and classes too, as defaults
         options = checkpoint["args"] | {"out": str(path.parent)}
         if args.epochs or args.steps:  # a new end replaces the old one
             options |= {"epochs": None, "steps": None}
@@ -532,7 +530,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        # From here on all work goes to this stream, for the default one cannot be recorded
+        # CUDA cannot record the default stream, so all work goes to another one
         torch.cuda.set_stream(torch.cuda.Stream())
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
