@@ -6,6 +6,7 @@ The step is computed twice: by train_step, and here from the same weights and th
 import copy
 import math
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -129,15 +130,13 @@ def test_initial_weights_are_normal_with_deviation_002(name: str) -> None:
     for module in networks.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             weights = module.weight / 0.02
-            error = 5 / weights.numel() ** 0.5
-            assert abs(weights.mean()) < error
-            assert abs(weights.std() - 1) < error
             beyond = (weights.abs() > 1).double().mean()
+            error = 5 / weights.numel() ** 0.5
+            assert max(abs(weights.mean()), abs(weights.std() - 1)) < error
             assert abs(beyond - 0.3173) < error  # of a uniform distribution: 0.42
             assert module.bias is None or not module.bias.any()
         elif isinstance(module, nn.BatchNorm2d):
             scale = (module.weight - 1) / 0.02
-            assert scale.abs().max() < 5
             assert abs(scale.std() - 1) < 0.4
             assert not module.bias.any()
 
@@ -166,8 +165,7 @@ def test_optimizers_and_settings_are_the_papers(name: str) -> None:
 
 def test_a_label_changes_the_image_and_the_logit_of_its_sample_alone() -> None:
     generator, discriminator = (network.eval() for network in make("cgan", size=16))
-    y = one_hot(torch.tensor([0, 1, 2]))
-    other = one_hot(torch.tensor([0, 0, 1]))
+    y, other = one_hot(torch.tensor([[0, 1, 2], [0, 0, 1]]))
     for network, x in ((generator, torch.randn(3, 20)), (discriminator, torch.randn(3, 1, 16, 16))):
         moved = (network(x, y) - network(x, other)).abs().reshape(3, -1).amax(dim=1)
         assert moved[0] == 0
@@ -178,86 +176,151 @@ def test_a_label_changes_the_image_and_the_logit_of_its_sample_alone() -> None:
 
 
 class Step(NamedTuple):
-    """The networks around one train_step, and its reference: z and fake by the same noise."""
+    """The networks around one train_step, and what they were given: the same noise, drawn again."""
 
+    name: str
     args: Namespace
-    before: nn.ModuleDict  # D is as it was for its last batch
+    before: nn.ModuleDict
     after: nn.ModuleDict
-    real: Tensor  # the last batch
+    real: Tensor
     labels: Tensor
-    z: Tensor  # the noise of G's own update
     fake: Tensor  # what D was shown
-    epsilon: Tensor  # drawn after the noise of fake; wgan_gp alone uses it
+    epsilon: Tensor  # for wgan_gp
+    z: Tensor  # for G's own update
     metrics: dict[str, Tensor]
-
-    def judge(self) -> nn.Module:
-        return list(self.before.values())[1]
-
-    def judge_after(self) -> nn.Module:
-        return list(self.after.values())[1]
 
 
 @pytest.fixture
-def float64() -> None:
+def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-def take_step(name: str, *argv: object, count: int = 6, bias: float | None = None) -> Step:
-    """Calls train_step once, without dropout, on random images. D is updated once."""
+def take_step(name: str, *argv: object, bias: float | None = None) -> Step:
+    """Calls train_step, with one update of D, on six random images. Dropout is off."""
     size = 8 if name == "vanilla_gan" else 16  # 16: BatchNorm in D too
-    argv = ("--latent-dim", LATENT_DIM, *([SEVERAL[name], 1] if name in SEVERAL else []), *argv)
+    one_update = [SEVERAL[name], 1] if name in SEVERAL else []
+    argv = ["--latent-dim", LATENT_DIM, *one_update, *argv]
     args = arguments(name, *argv, channels=2, size=size)
     networks, optimizers = load(name).build(args)
     for module in networks.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    judge = list(networks.values())[1]
-    if bias is not None:
-        nn.init.constant_(list(judge.parameters())[-1], bias)
-    real = torch.rand(count, 2, size, size) * 2 - 1
-    labels = torch.arange(count) % len(CLASSES)
+    if bias is not None:  # of D's last layer
+        nn.init.constant_(list(networks.parameters())[-1], bias)
     before = copy.deepcopy(networks)
+    real = torch.rand(6, 2, size, size) * 2 - 1
+    labels = torch.arange(6) % len(CLASSES)
 
     torch.manual_seed(1)
-    d_noise = torch.randn(count, LATENT_DIM)
-    epsilon = torch.rand(count, 1, 1, 1) if name == "wgan_gp" else torch.empty(0)
-    z = torch.randn(count, LATENT_DIM)
     with torch.no_grad():
-        fake = draw(name, before["generator"], d_noise, one_hot(labels))
+        fake = draw(name, before["generator"], torch.randn(6, LATENT_DIM), one_hot(labels))
+    epsilon = torch.rand(6, 1, 1, 1) if name == "wgan_gp" else torch.empty(0)
+    z = torch.randn(6, LATENT_DIM)
     torch.manual_seed(1)
     metrics = load(name).train_step(networks, optimizers, args, real, labels)
-    return Step(args, before, networks, real, labels, z, fake, epsilon, metrics)
+    return Step(name, args, before, networks, real, labels, fake, epsilon, z, metrics)
 
 
-def score(name: str, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """What D says of real and fake, apart, and after its update of G's images of new noise."""
+def judged(step: Step, answer: Callable[..., Tensor] = judge_of) -> tuple[Tensor, Tensor, Tensor]:
+    """What D says of real and of fake, apart, and, after its update, of G's images of new noise."""
     y = one_hot(step.labels)
-    real = judge_of(name, step.judge(), step.real, y)
-    fake = judge_of(name, step.judge(), step.fake, y)
-    images = draw(name, step.before["generator"], step.z, y)
-    return real, fake, judge_of(name, step.judge_after(), images, y)
+    _, before = step.before.values()
+    _, after = step.after.values()
+    images = draw(step.name, step.before["generator"], step.z, y)
+    real = answer(step.name, before, step.real, y)
+    fake = answer(step.name, before, step.fake, y)
+    return real, fake, answer(step.name, after, images, y)
 
 
 def close(found: Tensor, expected: Tensor, rtol: float = 1e-7, atol: float = 1e-9) -> None:
     torch.testing.assert_close(found.detach(), expected.detach(), rtol=rtol, atol=atol)
 
 
-def assert_steps_descend(step: Step, d_loss: Tensor, g_loss: Tensor) -> None:
-    """The gradients that train_step left are those of these losses.
+def assert_step(step: Step, d_loss: Tensor, g_loss: Tensor, columns: dict[str, Tensor]) -> None:
+    """The step reported these and left these losses' gradients.
 
     D's are still those of its own update: G's has added nothing to them.
     """
-    for loss, old, new in (
-        (d_loss, step.judge(), step.judge_after()),
-        (g_loss, step.before["generator"], step.after["generator"]),
-    ):
-        gradients = torch.autograd.grad(loss, list(old.parameters()), retain_graph=True)
-        for parameter, gradient in zip(new.parameters(), gradients, strict=True):
-            close(parameter.grad, gradient, rtol=1e-5, atol=1e-9)
-            if gradient.abs().max() > 1e-6:  # a bias before BatchNorm has none
-                assert parameter.grad.abs().max() > 0
+    columns = columns | {"d_loss": d_loss, "g_loss": g_loss}
+    for name, value in step.metrics.items():
+        close(value, columns[name])
+    for network, loss in zip(step.before, (g_loss, d_loss), strict=True):
+        old = list(step.before[network].parameters())
+        new = list(step.after[network].parameters())
+        gradients = torch.autograd.grad(loss, old, retain_graph=True)
+        for parameter, gradient in zip(new, gradients, strict=True):
+            close(parameter.grad, gradient, rtol=1e-5)
+
+
+def log_sigmoid(logits: Tensor) -> Tensor:
+    """Written out, which is exact enough in float64."""
+    return -torch.log1p(torch.exp(-logits))
+
+
+def averages(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Of D(x) and D(G(z)), from logits."""
+    return {"D(x)": log_sigmoid(real).exp().mean(), "D(G(z))": log_sigmoid(fake).exp().mean()}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("bias", [None, 500.0], ids=["", "D is wrong and sure"])
+@pytest.mark.parametrize("name", LOGITS)
+def test_step_of_a_classifier_descends_cross_entropies(name: str, bias: float | None) -> None:
+    """Where D takes everything for real, a sigmoid before the loss would leave no gradient."""
+    step = take_step(name, bias=bias)
+    real, fake, again = judged(step)
+    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean()
+    assert_step(step, d_loss, -log_sigmoid(again).mean(), averages(real, fake))
+
+
+@pytest.mark.usefixtures("float64")
+def test_step_of_vanilla_with_minimax_descends_its_loss() -> None:
+    step = take_step("vanilla_gan", "--loss", "minimax")
+    real, fake, again = judged(step)
+    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean()
+    assert_step(step, d_loss, log_sigmoid(-again).mean(), averages(real, fake))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("coding", "a", "b", "c"), [("binary", 0, 1, 1), ("pearson", -1, 1, 0)])
+def test_step_of_lsgan_descends_its_least_squares(coding: str, a: int, b: int, c: int) -> None:
+    step = take_step("lsgan", "--coding", coding)
+    real, fake, again = judged(step)
+    d_loss = ((real - b) ** 2 + (fake - a) ** 2).mean() / 2
+    columns = {"D(x)": real.mean(), "D(G(z))": fake.mean()}
+    assert_step(step, d_loss, ((again - c) ** 2).mean() / 2, columns)
+
+
+@pytest.mark.usefixtures("float64")
+def test_step_of_acgan_adds_the_cross_entropy_of_the_class_to_both_losses() -> None:
+    step = take_step("acgan")
+    real, fake, again = judged(step)
+    classes = judged(step, lambda _name, judge, x, _y: judge(x)[1])
+    entropies = [-x.log_softmax(1)[torch.arange(6), step.labels].mean() for x in classes]
+    right = [(x.argmax(1) == step.labels).float().mean() for x in classes]
+    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean() + entropies[0] + entropies[1]
+    g_loss = -log_sigmoid(again).mean() + entropies[2]
+    columns = averages(real, fake) | {"class_real": right[0], "class_fake": right[1]}
+    assert_step(step, d_loss, g_loss, columns)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "weight"), [("wgan", 0), ("wgan_gp", 0), ("wgan_gp", 3.5)])
+def test_step_of_a_critic_descends_the_wasserstein_loss(name: str, weight: float) -> None:
+    """The penalty is on one random point between each real and fake image."""
+    step = take_step(name, *(["--gp-weight", weight] if name == "wgan_gp" else []))
+    real, fake, again = judged(step)
+    columns = {"wasserstein": real.mean() - fake.mean()}
+    c_loss = -columns["wasserstein"]
+    if name == "wgan_gp":
+        x_hat = (step.epsilon * step.real + (1 - step.epsilon) * step.fake).requires_grad_()
+        scores = step.before["critic"](x_hat)
+        (slope,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)
+        columns["penalty"] = ((slope.square().sum(dim=(1, 2, 3)).sqrt() - 1) ** 2).mean()
+        c_loss = c_loss + weight * columns["penalty"]
+    assert_step(step, c_loss, -again.mean(), columns)
 
 
 @each_script
@@ -278,130 +341,6 @@ def test_step_updates_d_once_for_each_batch_and_then_g_once(name: str) -> None:
     assert all(parameter.requires_grad for parameter in networks.parameters())
 
 
-def log_sigmoid(logits: Tensor) -> Tensor:
-    """Written out; exact in float64."""
-    return -torch.log1p(torch.exp(-logits))
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", LOGITS)
-def test_step_of_a_classifier_descends_cross_entropies(name: str) -> None:
-    step = take_step(name)
-    real, fake, judged = score(name, step)
-    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean()
-    g_loss = -log_sigmoid(judged).mean()
-    assert list(step.metrics) == ["D(x)", "D(G(z))", "d_loss", "g_loss"]
-    close(step.metrics["D(x)"], log_sigmoid(real).exp().mean())
-    close(step.metrics["D(G(z))"], log_sigmoid(fake).exp().mean())
-    close(step.metrics["d_loss"], d_loss)
-    close(step.metrics["g_loss"], g_loss)
-    assert_steps_descend(step, d_loss, g_loss)
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("bias", [0.0, -20.0], ids=["D is unsure", "D is sure"])
-def test_minimax_loss_of_vanilla_saturates_where_d_wins(bias: float) -> None:
-    step = take_step("vanilla_gan", "--loss", "minimax", "--lr", 1e-9, bias=bias)
-    real, fake, judged = score("vanilla_gan", step)
-    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean()
-    g_loss = log_sigmoid(-judged).mean()  # G minimizes log(1 - D(G(z)))
-    close(step.metrics["g_loss"], g_loss, atol=1e-12)
-    assert_steps_descend(step, d_loss, g_loss)
-    largest = max(p.grad.abs().max() for p in step.after["generator"].parameters())
-    assert (largest < 1e-6) == (bias < 0)  # section 3 of the paper
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", LOGITS)
-def test_losses_do_not_saturate_where_d_is_wrong_and_sure(name: str) -> None:
-    step = take_step(name, bias=500.0)  # "real", whatever it sees; sigmoid + BCELoss stop at 100
-    _, fake, _ = score(name, step)
-    assert 450 < step.metrics["d_loss"] < 550
-    last = list(step.judge_after().parameters())[-1]
-    close(last.grad, torch.ones(1), rtol=1e-6)  # d/d(bias) of -log(1 - D)
-    assert fake.min() > 450
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("coding", "a", "b", "c"), [("binary", 0, 1, 1), ("pearson", -1, 1, 0)])
-def test_step_of_lsgan_descends_the_least_squares_of_its_coding(
-    coding: str, a: float, b: float, c: float
-) -> None:
-    step = take_step("lsgan", "--coding", coding)
-    real, fake, judged = score("lsgan", step)
-    d_loss = ((real - b) ** 2 + (fake - a) ** 2).mean() / 2
-    g_loss = ((judged - c) ** 2).mean() / 2
-    close(step.metrics["D(x)"], real.mean())
-    close(step.metrics["D(G(z))"], fake.mean())
-    close(step.metrics["d_loss"], d_loss)
-    close(step.metrics["g_loss"], g_loss)
-    assert_steps_descend(step, d_loss, g_loss)
-
-
-@pytest.mark.usefixtures("float64")
-def test_step_of_acgan_adds_the_cross_entropy_of_the_class_to_both_losses() -> None:
-    step = take_step("acgan")
-    real, fake, judged = score("acgan", step)
-    images = step.before["generator"](step.z, one_hot(step.labels))
-    wrong = []  # the cross entropies
-    right = []  # how often the class is named
-    for judge, x in (
-        (step.judge(), step.real),
-        (step.judge(), step.fake),
-        (step.judge_after(), images),
-    ):
-        classes = judge(x)[1]
-        wrong.append(-classes.log_softmax(1)[torch.arange(6), step.labels].mean())
-        right.append((classes.argmax(1) == step.labels).double().mean())
-    d_loss = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean() + wrong[0] + wrong[1]
-    g_loss = -log_sigmoid(judged).mean() + wrong[2]
-    close(step.metrics["d_loss"], d_loss)
-    close(step.metrics["g_loss"], g_loss)
-    close(step.metrics["class_real"].double(), right[0])
-    close(step.metrics["class_fake"].double(), right[1])
-    assert_steps_descend(step, d_loss, g_loss)
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("name", "weight"), [("wgan", 0), ("wgan_gp", 0), ("wgan_gp", 3.5)])
-def test_step_of_a_critic_descends_the_wasserstein_loss(name: str, weight: float) -> None:
-    step = take_step(name, *(["--gp-weight", weight] if name == "wgan_gp" else []))
-    real, fake, judged = score(name, step)
-    wasserstein = real.mean() - fake.mean()
-    c_loss = -wasserstein
-    if name == "wgan_gp":
-        x_hat = (step.epsilon * step.real + (1 - step.epsilon) * step.fake).requires_grad_()
-        scores = step.judge()(x_hat)
-        (slope,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)
-        penalty = ((slope.square().sum(dim=(1, 2, 3)).sqrt() - 1) ** 2).mean()
-        close(step.metrics["penalty"], penalty)
-        c_loss = c_loss + weight * penalty
-    close(step.metrics["wasserstein"], wasserstein)
-    close(step.metrics["g_loss"], -judged.mean())
-    assert_steps_descend(step, c_loss, -judged.mean())
-
-
-def test_the_penalty_is_on_one_random_point_between_each_real_and_fake_image() -> None:
-    args = arguments("wgan_gp", "--n-critic", 1, "--width", 2, "--latent-dim", 4)
-    networks, optimizers = load("wgan_gp").build(args)
-    seen = []
-    networks["critic"].register_forward_pre_hook(
-        lambda _module, inputs: seen.append(inputs[0].detach().clone())
-    )
-    images = torch.rand(2000, 1, 8, 8) * 2 - 1
-    load("wgan_gp").train_step(networks, optimizers, args, images, torch.zeros(2000).long())
-    real, fake, x_hat, _ = seen
-    direction = (real - fake).flatten(1)
-    along = ((x_hat - fake).flatten(1) * direction).sum(1) / direction.square().sum(1)
-    line = along.view(-1, 1, 1, 1)
-    close(x_hat, line * real + (1 - line) * fake, atol=1e-5)  # every pixel at the same fraction
-    assert len(along.unique()) > 1900
-    assert -1e-5 <= along.min() < 0.01
-    assert 0.99 < along.max() <= 1 + 1e-5
-    quarters = along.sort().values[[500, 1000, 1500]]
-    close(quarters, torch.tensor([0.25, 0.5, 0.75]), atol=0.06)
-
-
 @pytest.mark.parametrize("norm", [0.0, 0.25, 1.0, 4.0])
 def test_penalty_and_its_gradient_are_the_closed_forms(norm: float) -> None:
     """Where the gradient is zero its norm has no derivative; it must not be NaN."""
@@ -411,32 +350,19 @@ def test_penalty_and_its_gradient_are_the_closed_forms(norm: float) -> None:
     penalty = load("wgan_gp").gradient_penalty(grad)
     close(penalty, torch.tensor((norm - 1) ** 2).double())
     (found,) = torch.autograd.grad(penalty, grad)
-    expected = 2 / 3 * (norm - 1) * grad / norm if norm else torch.zeros_like(grad)
-    close(found, expected)
+    close(found, 2 / 3 * (norm - 1) * grad / norm if norm else torch.zeros_like(grad))
 
 
-def test_clip_clamps_all_parameters_and_no_buffer() -> None:
-    _, critic = make("wgan", size=16)
-    buffers = {name: buffer.fill_(5).clone() for name, buffer in critic.named_buffers()}
-    before = {}
-    for name, parameter in critic.named_parameters():
-        before[name] = nn.init.normal_(parameter, std=0.02).detach().clone()
-    load("wgan").clip_weights_(critic.parameters(), 0.01)
-    for name, parameter in critic.named_parameters():
-        assert torch.equal(parameter, before[name].clamp(-0.01, 0.01))
-    for name, buffer in critic.named_buffers():
-        assert torch.equal(buffer, buffers[name])
-
-
-def test_wgan_clips_after_the_critics_step() -> None:
+def test_wgan_clips_all_weights_and_no_statistics_after_the_critics_step() -> None:
     """RMSprop's first step is 10 lr: a clip before it would leave much larger weights."""
     step = take_step("wgan", "--clip", 0.003, "--lr", 0.1)
-    weights = [parameter.detach().flatten() for parameter in step.judge_after().parameters()]
-    sizes = torch.cat(weights).abs()
-    assert sizes.max() == torch.tensor(0.003)
-    assert (sizes == sizes.max()).double().mean() > 0.1
-    g_weights = [parameter.detach().flatten() for parameter in step.after["generator"].parameters()]
-    assert torch.cat(g_weights).abs().max() > 0.5  # G is not clipped
+    clip = torch.tensor(0.003)
+    for parameter in step.after["critic"].parameters():
+        assert parameter.abs().max() <= clip
+    largest = [p.abs().max() for p in step.after["critic"].parameters()]
+    assert largest.count(clip) > len(largest) / 2
+    assert max(p.abs().max() for p in step.after["generator"].parameters()) > 0.5
+    assert max(b.max() for name, b in step.after["critic"].named_buffers() if "var" in name) > 0.1
 
 
 # f-GAN: the divergences of P = N(0, 1) and Q = N(1, 1.5^2), by sums over a fine grid
@@ -495,11 +421,8 @@ def test_fgan_estimates_the_divergence_of_two_gaussians_with_the_best_t_alone(na
 def test_step_of_fgan_moves_d_up_and_g_down_the_estimate_or_the_trick(name: str, loss: str) -> None:
     step = take_step("fgan", "--divergence", name, "--loss", loss)
     activation, conjugate = load("fgan").DIVERGENCES[name]
-    real, fake, judged = (activation(v) for v in score("fgan", step))
+    real, fake, again = (activation(v) for v in judged(step))
     estimate = real.mean() - conjugate(fake).mean()
-    g_loss = -judged.mean() if loss == "trick" else -conjugate(judged).mean()
-    close(step.metrics["T(x)"], real.mean())
-    close(step.metrics["T(G(z))"], fake.mean())
-    close(step.metrics["divergence"], estimate)
-    close(step.metrics["g_loss"], g_loss)
-    assert_steps_descend(step, -estimate, g_loss)
+    g_loss = -again.mean() if loss == "trick" else -conjugate(again).mean()
+    columns = {"T(x)": real.mean(), "T(G(z))": fake.mean(), "divergence": estimate}
+    assert_step(step, -estimate, g_loss, columns)
