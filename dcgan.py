@@ -16,9 +16,9 @@ Convolutional Generative Adversarial Networks, ICLR 2016, https://arxiv.org/abs/
 newest run; --generate 64 writes 64 of its images; --help lists all options.
 An epoch takes 45 seconds on two CPU cores. Samples are recognizable after 4 epochs.
 
-Differs from the paper: z is normal instead of uniform, and the layers have half as many features,
-both as in Soumith Chintala's dcgan.torch; the number of layers follows from the image size;
-samples come from an average of G's weights.
+Differs from the paper: z is normal and the layers have half as many channels, as in the third
+author's dcgan.torch; the number of layers follows from the image size; samples come from an average
+of G's weights.
 """
 
 import copy
@@ -61,7 +61,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="channels next to the image (default: 64)")
+    add("--width", type=positive_int, default=64, help="channels at side S/2 (default: 64)")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
     add("--epochs", type=positive_int, help="in total (default: 25, or no limit with --steps)")
@@ -70,7 +70,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
     add("--generate", type=positive_int, metavar="N", help="write N images of that run and stop")
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
-    add("--seed", type=int, default=0, help="of weights, noise and shuffling (default: 0)")
+    add("--seed", type=int, default=0, help="seed of weights, noise and order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
     add("--sample-every", type=positive_int, default=200, help="steps between pictures")
     # The machine
@@ -81,12 +81,12 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def images_per_step(args: Namespace) -> int:
-    """Real images that one train_step uses, over all GPUs. Other GANs need several batches."""
+    """How many real images a train_step takes, over all GPUs. For some GANs: several batches."""
     return args.batch_size
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Channels of the layers at sides S/2, S/4, ..., 4: width, 2 * width, 4 * width, ..."""
+    """Channels of the images between layers, of sides S/2, S/4, ..., 4: width, 2 * width, ..."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
     layers = int(math.log2(image_size)) - 2  # 3 for S = 32: sides 16, 8 and 4
@@ -96,7 +96,7 @@ def layer_widths(image_size: int, width: int) -> list[int]:
 class Generator(nn.Module):
     """Maps noise z (N, latent_dim) to images (N, channels, S, S) in [-1, 1]; S is image_size.
 
-    Transposed convolutions, each but the last followed by BatchNorm and ReLU (section 3).
+    Transposed convolutions, each but the last followed by BatchNorm and ReLU (DCGAN, section 3).
     """
 
     def __init__(self, latent_dim: int, channels: int, image_size: int, width: int = 64) -> None:
@@ -138,7 +138,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """N(0, 0.02) for convolutions (section 4), N(1, 0.02) for BatchNorm (the authors' code)."""
+    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for BatchNorm (its code)."""
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -162,8 +162,13 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
-    """Used below to draw pictures. Only conditional GANs use the labels."""
+    """Used below to draw pictures. Conditional GANs also need args and labels."""
     return generator(z)
+
+
+def labels_to_generate(args: Namespace) -> list[int]:
+    """What --generate draws, in turn. In conditional GANs these are the classes."""
+    return [0]
 
 
 def train_step(
@@ -171,9 +176,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU, Python executes this four times: three normal steps, and one that records the kernels,
-    which are replayed from then on. So prints and schedules in here end after the fourth, and
-    .item() fails while recording.
+    On a GPU with --graph, Python runs this only four times: for three normal steps, then to record
+    the kernels, which are replayed from then on. So prints and learning-rate schedules in here stop
+    working, and .item() fails.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -198,7 +203,7 @@ def train_step(
     logits = discriminator(generator(z))
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # gradients for G only; D needs none
+    g_loss.backward(inputs=list(generator.parameters()))  # accumulates gradients in G only
     g_optimizer.step()
 
     d_real = real_logits.sigmoid().mean()
@@ -233,14 +238,14 @@ def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Images uint8 (N, C, S, S), labels int64 (N,) and the names of the classes, [] without any."""
+    """Images uint8 (N, C, S, S), labels int64 (N,), names of the classes ([] if there are none)."""
     if name == "digits":
         images, labels = digits()
         return images, labels, list("0123456789")
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # The images stay on disk. Mode c, copy-on-write, because PyTorch warns of read-only arrays.
+    # The images stay on disk. "c" is read-only there but not here: PyTorch wants writable arrays.
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -249,7 +254,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
-        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
+        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()  # BOM or not
         known = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not known.all():
             sys.exit("labels.npy must hold a line number of classes.txt, from 0, for each image.")
@@ -264,11 +269,11 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     rows = pixels.split(columns)  # each (columns, C, S, S)
     strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
     picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
-    return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
+    return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is 1, for grey
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
-    """8 rows of 8 images, or a row for each class, identical noise on every call."""
+    """8 rows of 8 images, or a row for each class, from the same noise on every call."""
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
@@ -281,18 +286,12 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
 def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, identical on every call."""
     networks, _ = make_networks(args, checkpoint)
-    labels = [0]
-    if CONDITIONAL:
-        labels = range(len(args.classes))
-        if args.label in args.classes:
-            labels = [args.classes.index(args.label)]
-        elif args.label:
-            sys.exit(f"--label must be one of {', '.join(args.classes)}.")
+    labels = labels_to_generate(args)
     for i in tqdm(range(RANK, args.generate, WORLD_SIZE), f"{args.out}/generated"):
-        label = labels[i % len(labels)]  # all in turn
+        label = labels[i % len(labels)]
         folder = Path(args.out, "generated")
         if CONDITIONAL:
-            folder /= Path(args.classes[label]).name  # the name of a class may have slashes
+            folder /= args.classes[label].replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
         set_seed(args.seed, i)
         z = torch.randn(1, args.latent_dim).to(args.device)
@@ -303,7 +302,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
     """Runs before each optimizer.step() and averages the gradients over all processes.
 
-    By hand, because DistributedDataParallel does not support torch.autograd.grad.
+    DistributedDataParallel does not support torch.autograd.grad, which other scripts call.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -316,7 +315,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # The optimizers hold these parameters. Nothing below replaces one, only its values.
+    # Below, parameters change only in place, so the optimizers stay valid
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -327,9 +326,9 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            # The moments come from the checkpoint, the settings (--lr) from the options
-            settings = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": settings})
+            # Moments come from the checkpoint, settings from the current options, such as --lr
+            current_settings = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": current_settings})
     return networks, optimizers
 
 
@@ -339,14 +338,15 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # integers have the same hash in every process
+    torch.manual_seed(hash(numbers))  # one seed from several; integers' hashes never change
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Calls run_step, with its kernels recorded into a CUDA graph instead of executed.
 
     graph.replay() then executes these hundreds of kernels with one launch, on the same memory:
-    they read the current batch, draw from the current seed and overwrite the metrics.
+    they read the current batch, draw from the current seed and overwrite the metrics. Recording
+    needs a stream other than the default one, which main() has set.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -358,9 +358,8 @@ def make_run(args: Namespace) -> Path:
     """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
     if args.out:
         run = Path(args.out)
-        can_restart = args.resume and (run / "samples").exists()  # it has no checkpoint yet
         run.mkdir(parents=True, exist_ok=True)
-        if any(run.iterdir()) and not can_restart:
+        if any(run.iterdir()) and not args.resume:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
     number = 1
@@ -371,6 +370,12 @@ def make_run(args: Namespace) -> Path:
             return run
         except FileExistsError:
             number += 1
+
+
+def all_finite(networks: nn.ModuleDict) -> bool:
+    """Whether no weight is NaN or infinite. The CPU has to wait for the GPU here."""
+    largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
+    return bool(largest_weight.isfinite())
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
@@ -393,29 +398,32 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    sizes = [len(images), step_size]  # fixed, as they say which step sees which images
+    sizes = [len(images), step_size]  # they decide which images each step sees
     if checkpoint and checkpoint.get("sizes") != sizes:
-        sys.exit(f"{args.out} began with other images, --batch-size or version of {SCRIPT}.py.")
+        sys.exit(f"{args.out} was begun with other images or another --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
         images, labels = images.to(args.device), labels.to(args.device)
 
-    # The batch lies in the same memory at every step, as a CUDA graph requires
+    # The batch of each step, always at the same address, as a CUDA graph requires
     real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # A cache could bring back bfloat16 weights from before an optimizer's step
+        # Autocast would cache bfloat16 copies of weights, which change inside this block
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    last_step = args.epochs * steps_per_epoch if args.epochs else args.steps
+    ends = []
+    if args.epochs:
+        ends.append(args.epochs * steps_per_epoch)
     if args.steps:
-        last_step = min(last_step, args.steps)
+        ends.append(args.steps)
+    last_step = min(ends)
     csv_text = checkpoint.get("metrics", "")
-    unlogged = [x.to(args.device) for x in checkpoint.get("recent", [])]  # since its last row
+    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # steps since
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -432,8 +440,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
-        if batch == 0 or step == first_step:
-            set_seed(args.seed, epoch)  # the same order if the run is resumed in this epoch
+        if batch == 0 or step == first_step:  # a resumed run rebuilds the order of its epoch
+            set_seed(args.seed, epoch)
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
@@ -441,37 +449,35 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # executes nothing, but replay() below does
+            graph, metrics = record(run_step)  # replay() below executes it
         # Each step sets its own seed, so that no random state has to be saved
         set_seed(args.seed, step, RANK)
         if graph:
             graph.replay()  # overwrites the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # a short average at first
+        decay = min(args.ema, (1 + step) / (20 + step))  # an average over fewer steps at first
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        unlogged.append(torch.stack(list(metrics.values())).detach())  # a copy
+        unlogged.append(torch.stack(list(metrics.values())).detach())  # replay() changes metrics
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
-        if row_due or save_due:
-            # The infinity norm, only when it is needed: it makes the CPU wait for the GPU
-            largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
-            if not largest_weight.isfinite():
-                sys.exit(f"Weights are not finite at step {done}, and are not saved.")
+        if (row_due or save_due) and not all_finite(networks):
+            sys.exit(f"Weights are not finite at step {done}, and are not saved.")
         if row_due:
             means = torch.stack(unlogged).mean(0).tolist()
             columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
             bar.set_postfix(columns)
-            csv_text = csv_text or ",".join(["step", "epoch", *columns, "seconds"]) + "\n"
-            seconds = f"{time.monotonic() - began:.1f}"
-            row = ",".join([str(done), str(epoch + 1), *columns.values(), seconds]) + "\n"
+            if not csv_text:
+                csv_text = f"step,epoch,{','.join(columns)},seconds\n"
+            seconds = time.monotonic() - began
+            row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a final, partial row is rewritten on resume
+            if done % args.log_every == 0:  # a partial last row is written, but not remembered
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -480,10 +486,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
         if save_due:
             saved = time.monotonic()
             progress = {"script": SCRIPT, "args": vars(args), "step": done, "sizes": sizes}
-            progress |= {"metrics": csv_text, "recent": unlogged}
+            progress |= {"metrics": csv_text, "unlogged": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
-    if RANK == 0:
-        print(f"Done. --resume with larger --epochs or --steps continues {run}.")
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
@@ -496,7 +500,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
         if not args.out and not runs:
             parser.error("there is no run in the folder runs")
-        # --resume --out X begins a run if X has no checkpoint
+        # Without a checkpoint in --out, --resume begins a run there
         path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -505,17 +509,17 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # Parse again with the values of the run, its channels and classes too, as defaults
+        # The run's values, also of channels and classes, become defaults. What is typed wins.
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # a new end replaces the old one
+        if args.epochs or args.steps:  # a new end replaces the run's
             options |= {"epochs": None, "steps": None}
-        del options["cuda"]  # the machine may be another one
+        del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
         args = parser.parse_args(argv)
     if not args.epochs and not args.steps:
         args.epochs = 25
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        parser.error("PyTorch sees no GPU for --cuda")
+        parser.error("PyTorch sees no GPU for --cuda, or too few")
     args.device = "cuda" if args.cuda else "cpu"
     return args, checkpoint
 
@@ -538,7 +542,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if RANK == 0 and args.out and not args.generate:
             print(f"To continue: python {SCRIPT}.py --resume --out '{args.out}'", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130)  # as usual after Ctrl-C
     if WORLD_SIZE > 1:
         torch.distributed.destroy_process_group()
 
