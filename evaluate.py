@@ -83,7 +83,7 @@ def load_run(folder: str, data: str | None = None, cuda: bool = False) -> Run:
     scripts = find_scripts()
     if name not in scripts:
         sys.exit(f"{folder} is a run of {name}, which is not one of {', '.join(scripts)}.")
-    if "recent" not in checkpoint:
+    if "sample_every" not in checkpoint["args"]:
         sys.exit(f"{folder} was trained with an older version of {name}.py. Train it again.")
     args = Namespace(**checkpoint["args"])
     args.data = data or args.data
