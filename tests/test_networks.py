@@ -179,7 +179,6 @@ class Step(NamedTuple):
     """The networks around one train_step, and what they were given: the same noise, drawn again."""
 
     name: str
-    args: Namespace
     before: nn.ModuleDict
     after: nn.ModuleDict
     real: Tensor
@@ -220,7 +219,7 @@ def take_step(name: str, *argv: object, bias: float | None = None) -> Step:
     z = torch.randn(6, LATENT_DIM)
     torch.manual_seed(1)
     metrics = load(name).train_step(networks, optimizers, args, real, labels)
-    return Step(name, args, before, networks, real, labels, fake, epsilon, z, metrics)
+    return Step(name, before, networks, real, labels, fake, epsilon, z, metrics)
 
 
 def judged(step: Step, answer: Callable[..., Tensor] = judge_of) -> tuple[Tensor, Tensor, Tensor]:
