@@ -78,32 +78,18 @@ def run_file(path: Path, *args: object) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def make_data(
-    folder: Path,
-    count: int = 64,
-    channels: int = 3,
-    size: int = 8,
-    classes: tuple[str, ...] | list[str] = ("cats", "dogs"),
-    seed: int = 0,
-) -> Path:
+def make_data(folder, count=64, channels=3, size=8, classes=("cats", "dogs"), seed=0) -> Path:
     """Writes noise as a folder of arrays, the classes in turn, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, channels, size, size), np.uint8)
-    np.save(folder / "images.npy", images)
+    np.save(folder / "images.npy", rng.integers(0, 256, (count, channels, size, size), np.uint8))
     if classes:
         np.save(folder / "labels.npy", np.arange(count) % len(classes))
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     return folder
 
 
-def make_images(
-    folder: Path,
-    classes: tuple[str, ...] = ("cats", "dogs"),
-    per_class: int = 8,
-    size: int = 8,
-    mode: str = "RGB",
-) -> Path:
+def make_images(folder, classes=("cats", "dogs"), per_class=8, size=8, mode="RGB") -> Path:
     """Writes noise as .png files, in a subfolder for each class, and returns the folder."""
     rng = np.random.default_rng(0)
     shape = (size, size, 3) if mode == "RGB" else (size, size)

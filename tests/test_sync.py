@@ -40,9 +40,8 @@ DIFFERS = {
     "Critic",
     "add_options",
 }
-DIFFERS |= {"images_per_step", "build", "sample", "train_step", "imports", "optional imports"}
-NOT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER}
-NOT_TOKENS |= {tokenize.INDENT, tokenize.DEDENT}
+DIFFERS |= {"images_per_step", "build", "sample", "labels_to_generate", "train_step"}
+DIFFERS |= {"imports", "optional imports"}
 
 SOURCES = {script: (ROOT / script).read_text("utf-8") for script in SCRIPTS}
 EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
@@ -114,10 +113,6 @@ def test_same_named_blocks_are_identical(script: str) -> None:
 def test_every_script_holds_the_whole_plumbing_byte_for_byte(script: str) -> None:
     assert below_the_banner(script) == below_the_banner("dcgan.py")
     assert not DIFFERS & set(plumbing(blocks(SOURCES[script])))
-
-
-@EACH_SCRIPT
-def test_imports_differ_by_a_line_at_most(script: str) -> None:
     own = set(blocks(SOURCES[script])["imports"].splitlines())
     common = set(blocks(SOURCES["dcgan.py"])["imports"].splitlines())
     assert max(len(own - common), len(common - own)) <= 1
@@ -133,20 +128,16 @@ def test_a_script_keeps_to_its_budget_of_bytes(script: str) -> None:
 @EACH_SCRIPT
 def test_lines_and_functions_are_short_and_hold_one_idea(script: str) -> None:
     assert [line for line in SOURCES[script].splitlines() if len(line) > 100] == []
-    long = []
     for node in ast.walk(ast.parse(SOURCES[script])):
         assert not isinstance(node, ast.NamedExpr)  # a walrus
         if isinstance(node, ast.FunctionDef):
-            lines = node.end_lineno - node.lineno + 1
-            if lines > LINES_PER_FUNCTION:
-                long.append((node.name, lines))
-    assert long == []
+            assert node.end_lineno - node.lineno < LINES_PER_FUNCTION, node.name
 
 
 def test_plumbing_has_few_tokens_a_line() -> None:
     text = below_the_banner("dcgan.py")
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    count = sum(token.type not in NOT_TOKENS for token in tokens)
+    count = sum(token.type != tokenize.COMMENT and token.string.strip() != "" for token in tokens)
     lines = sum(bool(line.strip()) for line in text.splitlines())
     assert count / lines <= TOKENS_PER_LINE
 
