@@ -11,6 +11,7 @@ Variational Divergence Minimization, NIPS 2016, https://arxiv.org/abs/1606.00709
     D maximizes  E[T(x)] - E[f*(T(G(z)))], at most the divergence        G maximizes  E[T(G(z))]
 
     python fgan.py --epochs 25        trains on built-in digits, on a GPU if there is one
+    torchrun --nproc-per-node 8 fgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
 newest run; --generate 64 writes 64 of its images; --help lists all options.
@@ -61,7 +62,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="channels at side S/2 (default: 64)")
+    add("--width", type=positive_int, default=64, help="channels of the largest images inside (64)")
     add("--divergence", choices=DIVERGENCES, default="gan", help="of data and samples")
     add("--loss", choices=["trick", "exact"], default="trick", help="what G is trained on")
     # The run
@@ -70,7 +71,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
-    add("--generate", type=positive_int, metavar="N", help="write N images of that run and stop")
+    add("--generate", type=positive_int, metavar="N", help="write N images of such a run and stop")
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
     add("--seed", type=int, default=0, help="seed of weights, noise and order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
@@ -83,15 +84,15 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def images_per_step(args: Namespace) -> int:
-    """How many real images a train_step takes, over all GPUs. For some GANs: several batches."""
+    """Real images used by one train_step, over all GPUs."""
     return args.batch_size
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Channels of the images between layers, of sides S/2, S/4, ..., 4: width, 2 * width, ..."""
+    """Channels at sides S/2, S/4, ..., 4: layer_widths(32, 64) is [64, 128, 256]."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
-    layers = int(math.log2(image_size)) - 2  # 3 for S = 32: sides 16, 8 and 4
+    layers = int(math.log2(image_size)) - 2  # for 32: sides 16, 8 and 4
     return [width * 2**i for i in range(layers)]
 
 
@@ -140,7 +141,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for BatchNorm (its code)."""
+    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for BatchNorm (authors' code)."""
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -163,7 +164,7 @@ DIVERGENCES = {
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """The networks, initialized, and the optimizer of each."""
+    """The initialized networks and their optimizers. Channels and image size are the data's."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     discriminator = Discriminator(args.channels, args.image_size, args.width)
@@ -177,13 +178,13 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
 
 
 def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
-    """Used below to draw pictures. Conditional GANs also need args and labels."""
+    """Used below to draw pictures. args and labels are for conditional GANs."""
     return generator(z)
 
 
 def labels_to_generate(args: Namespace) -> list[int]:
-    """What --generate draws, in turn. In conditional GANs these are the classes."""
-    return [0]
+    """The labels that --generate cycles through."""
+    return [0]  # no classes: a dummy label
 
 
 def train_step(
@@ -191,9 +192,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU with --graph, Python runs this only four times: for three normal steps, then to record
-    the kernels, which are replayed from then on. So prints and learning-rate schedules in here stop
-    working, and .item() fails.
+    On a GPU its kernels are recorded and replayed (see record), so Python code in it soon runs no
+    more: no prints, no schedules, no .item(). --no-graph helps to debug.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -219,7 +219,7 @@ def train_step(
     if args.loss == "exact":
         g_loss = -conjugate(t).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # accumulates gradients in G only
+    g_loss.backward(inputs=list(generator.parameters()))  # no gradients for D's weights
     g_optimizer.step()
 
     metrics = {"T(x)": t_real.mean(), "T(G(z))": t_fake.mean()}
@@ -260,7 +260,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # The images stay on disk. "c" is read-only there but not here: PyTorch wants writable arrays.
+    # Memory-mapped, copy-on-write: PyTorch wants a writable array, but the file never changes
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -272,7 +272,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
         classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()  # BOM or not
         known = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not known.all():
-            sys.exit("labels.npy must hold a line number of classes.txt, from 0, for each image.")
+            sys.exit("labels.npy must hold a number from 0 to classes - 1 for each image.")
     elif CONDITIONAL:
         sys.exit(f"{folder} has no classes.txt. {SCRIPT} needs classes.")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
@@ -282,7 +282,7 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
     rows = pixels.split(columns)  # each (columns, C, S, S)
-    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
+    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # images side by side
     picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
     return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is 1, for grey
 
@@ -292,7 +292,7 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
-    labels = torch.arange(rows, device=args.device).repeat_interleave(8)
+    labels = torch.arange(rows, device=args.device).repeat_interleave(8)  # for conditional GANs
     random = torch.Generator().manual_seed(args.seed)
     z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
     return to_picture(sample(generator, args, z, labels), columns=8)
@@ -317,7 +317,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
     """Runs before each optimizer.step() and averages the gradients over all processes.
 
-    DistributedDataParallel does not support torch.autograd.grad, which other scripts call.
+    DistributedDataParallel would do this, but not with the second derivatives of some GANs.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -330,7 +330,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # Below, parameters change only in place, so the optimizers stay valid
+    # The optimizers hold the parameters, and all that follows keeps the same parameter objects
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -341,9 +341,9 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            # Moments come from the checkpoint, settings from the current options, such as --lr
-            current_settings = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": current_settings})
+            for group in state["param_groups"]:  # these settings may be new
+                group |= {"lr": args.lr, "capturable": args.cuda}
+            optimizer.load_state_dict(state)
     return networks, optimizers
 
 
@@ -353,24 +353,24 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # one seed from several; integers' hashes never change
+    torch.manual_seed(hash(numbers))  # combines several integers into one seed
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Calls run_step, with its kernels recorded into a CUDA graph instead of executed.
 
-    graph.replay() then executes these hundreds of kernels with one launch, on the same memory:
-    they read the current batch, draw from the current seed and overwrite the metrics. Recording
-    needs a stream other than the default one, which main() has set.
+    graph.replay() then launches these hundreds of kernels at once, always at the same addresses:
+    each batch is copied into the same tensors, and the results appear in the same metrics. Random
+    numbers follow the seed that is set before the replay.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # the one of main()
         metrics = run_step()
     return graph, metrics
 
 
 def make_run(args: Namespace) -> Path:
-    """Makes the folder of a new run: --out, or the first of runs/NAME-1, ... that is free."""
+    """Creates the folder of a new run: --out, or the first unused one of runs/NAME-1, ..."""
     if args.out:
         run = Path(args.out)
         run.mkdir(parents=True, exist_ok=True)
@@ -388,14 +388,14 @@ def make_run(args: Namespace) -> Path:
 
 
 def all_finite(networks: nn.ModuleDict) -> bool:
-    """Whether no weight is NaN or infinite. The CPU has to wait for the GPU here."""
-    largest_weight = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
-    return bool(largest_weight.isfinite())
+    """True if no weight is NaN or infinite. This makes the CPU wait for the GPU."""
+    largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)  # or NaN
+    return bool(largest.isfinite())
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
     state = {name: network.state_dict() for name, network in networks.items()}
-    state["optimizers"] = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     part = run / "checkpoint.part"  # if the process is killed here, the old checkpoint stays
     with part.open("wb") as file:
         torch.save(state | progress, file)
@@ -413,32 +413,32 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    sizes = [len(images), step_size]  # they decide which images each step sees
-    if checkpoint and checkpoint.get("sizes") != sizes:
-        sys.exit(f"{args.out} was begun with other images or another --batch-size.")
+    order_depends_on = [len(images), step_size]
+    if checkpoint and checkpoint.get("order_depends_on") != order_depends_on:
+        sys.exit(f"{args.out} was started with other images or another --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
         images, labels = images.to(args.device), labels.to(args.device)
 
-    # The batch of each step, always at the same address, as a CUDA graph requires
+    # The batch of each step, always at the same address, for the CUDA graph
     real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # Autocast would cache bfloat16 copies of weights, which change inside this block
+        # Autocast's cached bfloat16 weights would be stale after an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    ends = []
+    ends = []  # at least one of these options is set
     if args.epochs:
         ends.append(args.epochs * steps_per_epoch)
     if args.steps:
         ends.append(args.steps)
     last_step = min(ends)
     csv_text = checkpoint.get("metrics", "")
-    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # steps since
+    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # metrics
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -464,14 +464,13 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # replay() below executes it
-        # Each step sets its own seed, so that no random state has to be saved
-        set_seed(args.seed, step, RANK)
+            graph, metrics = record(run_step)  # executes nothing; the step is the replay below
+        set_seed(args.seed, step, RANK)  # every step, so checkpoints need no random state
         if graph:
             graph.replay()  # overwrites the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # an average over fewer steps at first
+        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05, 0.10, ..., --ema
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
@@ -492,7 +491,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a partial last row is written, but not remembered
+            if done % args.log_every == 0:  # else a full row replaces it if the run goes on
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -500,8 +499,9 @@ def train(args: Namespace, checkpoint: dict) -> None:
             picture.save(run / f"samples/step-{done:06d}.png")
         if save_due:
             saved = time.monotonic()
-            progress = {"script": SCRIPT, "args": vars(args), "step": done, "sizes": sizes}
+            progress = {"script": SCRIPT, "args": vars(args), "step": done}
             progress |= {"metrics": csv_text, "unlogged": unlogged}
+            progress |= {"order_depends_on": order_depends_on}
             save_checkpoint(run, networks, optimizers, progress)
 
 
@@ -515,26 +515,25 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
         if not args.out and not runs:
             parser.error("there is no run in the folder runs")
-        # Without a checkpoint in --out, --resume begins a run there
         path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        elif args.generate:
+        elif args.generate:  # while --resume may start a run in --out
             parser.error(f"there is no {path}")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # The run's values, also of channels and classes, become defaults. What is typed wins.
+        # Parse again, with the run's options, channels and classes as defaults: typed ones win
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # a new end replaces the run's
+        if args.epochs or args.steps:  # else the run's --epochs would cap typed --steps
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
         args = parser.parse_args(argv)
     if not args.epochs and not args.steps:
         args.epochs = 25
-    if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
-        parser.error("PyTorch sees no GPU for --cuda, or too few")
+    if args.cuda and torch.cuda.device_count() < LOCAL_RANK + 1:
+        parser.error("--cuda needs one GPU for each process")
     args.device = "cuda" if args.cuda else "cpu"
     return args, checkpoint
 
