@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-BANNER = "\n# ----------------------- Plumbing"  # Each script has this line, and no other file
+BANNER = "\n# ----------------------- Plumbing"  # only scripts have this line
 
 
 def find_scripts() -> list[str]:
@@ -460,7 +460,7 @@ def step_of(path: Path) -> int:
 
 def load_frame(path: Path) -> Image.Image:
     with Image.open(path) as picture:
-        picture.thumbnail((1024, 1024))  # smaller if it is larger: a GIF holds all its frames
+        picture.thumbnail((1024, 1024))  # a GIF holds all its frames in memory
         return picture.copy()
 
 

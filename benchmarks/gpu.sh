@@ -1,86 +1,86 @@
 #!/usr/bin/env bash
-# Everything that can be shown on an NVIDIA GPU, in two stages of less than 9 minutes each, without a network:
+# Everything that can be shown on an NVIDIA GPU, without a network, in two stages:
 #
-#     benchmarks/gpu.sh kernels [FOLDER]     builds the kernels, tests them and the CUDA graphs, times the kernels
+#     benchmarks/gpu.sh kernels [FOLDER]     builds, tests and times the kernels, tests CUDA graphs
 #     benchmarks/gpu.sh scripts [FOLDER]     trains each script for a short while, times the scripts
 #
-# FOLDER (gpu-report, if not given) then holds kernels.md and scripts.md (what passed, what failed, the tables), a .log of
-# each part, and the pictures of the trainings. PYTHON=... chooses the interpreter. Needs PyTorch 2.10 or later with CUDA,
-# its toolkit, numpy, pillow, tqdm, pytest and setuptools 77 or later; compute-sanitizer is used if it is there.
-# Exit code: 0 if all parts passed, 1 if one failed, 2 if there is no GPU to run on.
+# Then FOLDER (default: gpu-report) holds STAGE.tgz: STAGE.md (what passed, what failed, the tables),
+# a .log of each part and the pictures. PYTHON=... chooses the interpreter. Needs PyTorch 2.10 or
+# later with CUDA and its toolkit, setuptools, numpy, pillow, tqdm and pytest; compute-sanitizer is
+# used if it is there.
+# Exit code: 0 if all parts passed, 1 if one failed, 2 if there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-case $stage in kernels | scripts) ;; *)
+if [ "$stage" != kernels ] && [ "$stage" != scripts ]; then
     echo "usage: benchmarks/gpu.sh kernels|scripts [FOLDER]" >&2
     exit 2
-    ;;
-esac
-python=${PYTHON:-python3}
-scripts="vanilla_gan dcgan cgan wgan wgan_gp lsgan acgan fgan"
+fi
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")")
 out=$(realpath -m "${2:-gpu-report}")
-summary=$out/$stage.md
-mkdir -p "$out"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+summary=$work/$stage.md
 
 environment='import sys, torch
-gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else sys.exit("PyTorch sees no NVIDIA GPU here")
-print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}; torch {torch.__version__}, "
-      f"CUDA {torch.version.cuda}, Python {sys.version.split()[0]}")'
+if not torch.cuda.is_available():
+    sys.exit("PyTorch sees no NVIDIA GPU here")
+gpu = torch.cuda.get_device_properties(0)
+print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor};",
+      f"torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}")'
 machine=$("$python" -c "$environment") || exit 2
 printf '# %s: %s\n\n| part | result | seconds |\n|---|---|---|\n' "$stage" "$machine" > "$summary"
-echo "$machine; the report goes to $out"
+echo "$machine"
 
 failed=0
-part() { # part NAME LIMIT COMMAND...: runs it, for at most LIMIT seconds, and notes how it went
-    local name=$1 limit=$2 start=$SECONDS code result=passed
+part() { # part NAME LIMIT COMMAND...: runs it for at most LIMIT seconds and notes how it went
+    local name=$1 limit=$2 start=$SECONDS result=passed
     shift 2
-    timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1
-    code=$?
-    if [ "$code" -ne 0 ]; then
-        result="FAILED, exit code $code$([ "$code" -eq 124 ] && echo " (stopped after $limit s)")"
-    elif grep -aq 'no CUDA graph' "$out/$name.log"; then
-        result="FAILED, $(grep -ao 'no CUDA graph.*' "$out/$name.log" | head -n 1)"
-    fi
+    timeout --kill-after=10 "$limit" "$@" > "$work/$name.log" 2>&1 || result="FAILED, exit code $?"
     echo "| $name | $result | $((SECONDS - start)) |" | tee -a "$summary"
-    [ "$result" = passed ] && return 0
+    [ "$result" = passed ] && return
     failed=1
-    tail -n 5 "$out/$name.log"
+    tail -n 5 "$work/$name.log"
     return 1
 }
 
-table() { # table NAME...: the tables that these parts have printed
-    for name in "$@"; do
-        grep -aq '^|' "$out/$name.log" && printf '\n## %s\n\n' "$name" && sed -n '/^|/p;/^$/p' "$out/$name.log"
+finish() { # packs what there is and ends the script
+    mkdir -p "$out"
+    for log in "$work"/*.log; do
+        grep -aq '^|' "$log" && printf '\n## %s\n\n' "$(basename "$log" .log)" && grep -a '^|' "$log"
     done >> "$summary"
+    tar czf "$out/$stage.tgz" -C "$work" --exclude checkpoint.pt . && echo "$out/$stage.tgz"
+    exit "$failed"
 }
 
 if [ "$stage" = kernels ]; then
+    # In a copy without pyproject.toml, which a setuptools before 77 rejects
+    mkdir "$work/build"
+    cp -r setup.py csrc gan_kernels "$work/build"
     # Nothing that follows says anything about a GPU without kernels for it
-    part build 150 "$python" -m pip install --no-build-isolation --no-deps -e . &&
-        part doctor 40 "$python" -c 'import sys, gan_kernels.__main__ as m; m.main(); sys.exit(m.gan_kernels.why_not("cuda"))' ||
-        exit 1
-    part tests 170 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py -k "graph or gpu or cuda"
+    part build 150 env -C "$work/build" "$python" setup.py build_ext --inplace || finish
+    cp "$work"/build/gan_kernels/_[Cb]* gan_kernels
+    rm -r "$work/build"
+    part doctor 40 "$python" -c 'import sys, gan_kernels.__main__ as doctor
+doctor.main()
+sys.exit(doctor.gan_kernels.why_not("cuda"))' || finish
+    part tests 150 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py -k gpu
     if command -v compute-sanitizer > /dev/null; then
+        # Without PyTorch's cache every allocation has its own bounds
         for tool in memcheck racecheck; do
-            part "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m gan_kernels
+            part "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+                --kernel-name kns=3gan4cuda --report-api-errors no --error-exitcode 1 \
+                "$python" -m gan_kernels
         done
     fi
-    part kernels 100 "$python" benchmarks/kernels.py --cuda --seconds 0.5
-    table kernels
+    part kernels 150 "$python" benchmarks/kernels.py --cuda --seconds 0.5
 else
-    for script in $scripts; do
-        rm -rf "${out:?}/$script"
-        part "train-$script" 25 "$python" "$script.py" --cuda --steps 500 --out "$out/$script"
-        cp "$out/$script/training.gif" "$out/$script.gif" 2> /dev/null
-        cp "$(ls "$out/$script"/samples/*.png 2> /dev/null | tail -n 1)" "$out/$script.png" 2> /dev/null
+    mapfile -t scripts < <(grep -l '^# -* Plumbing' ./*.py | xargs -n 1 basename)
+    for script in "${scripts[@]}"; do
+        part "train-$script" 25 "$python" "$script" --cuda --steps 500 --out "$work/${script%.py}"
     done
-    part throughput-32 200 "$python" benchmarks/throughput.py --cuda --seconds 1 --image-size 32
-    part throughput-64 100 "$python" benchmarks/throughput.py dcgan wgan wgan_gp --cuda --seconds 1 --image-size 64
-    table throughput-32 throughput-64
-    for script in $scripts; do
-        [ -e "$out/$script/metrics.csv" ] && printf '\n## %s, 500 steps\n\n```\n' "$script" &&
-            sed -n '1p;$p' "$out/$script/metrics.csv" && printf '```\n\n![samples](%s.png)\n' "$script"
-    done >> "$summary"
+    part throughput-32 200 "$python" benchmarks/throughput.py --cuda --seconds 1
+    part throughput-64 100 "$python" benchmarks/throughput.py dcgan wgan wgan_gp --cuda \
+        --seconds 1 --image-size 64
 fi
-echo "all parts $([ "$failed" -eq 0 ] && echo passed || echo "did not pass"): $summary"
-exit "$failed"
+finish

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from throughput import print_cells
+
 import evaluate
 
 ROOT = Path(evaluate.__file__).parent
@@ -77,11 +79,6 @@ def make_judge(data: Path, cuda: bool) -> evaluate.Judge:
     return evaluate.Judge(train, classes, "cuda" if cuda else "cpu", reference=test_images)
 
 
-def score(judge: evaluate.Judge, run: evaluate.Run, samples: int) -> dict[str, float]:
-    labels = run.labels(samples) if run.script.CONDITIONAL else None
-    return judge(evaluate.draw_32(run, samples), labels)
-
-
 def is_reached(race: Race, found: dict[str, float]) -> bool:
     return (
         found["frechet"] <= race.frechet
@@ -91,18 +88,13 @@ def is_reached(race: Race, found: dict[str, float]) -> bool:
     )
 
 
-def print_cells(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
 def train(script: str, steps: int, options: str, seed: int, data: Path, out: Path) -> float:
     """Trains up to so many steps in all. Returns the seconds that this piece took."""
     command = [sys.executable, ROOT / f"{script}.py", "--data", data, "--resume", "--out", out]
     command += ["--steps", steps, "--seed", seed, *options.split()]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    rows = csv.DictReader((out / "metrics.csv").read_text().splitlines())
-    *_, last = rows
-    return float(last["seconds"])
+    *_, last_row = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+    return float(last_row["seconds"])
 
 
 def drive(
@@ -116,7 +108,8 @@ def drive(
     for steps in range(race.first, race.most + 1, race.every):
         seconds += train(script, steps, f"{race.options} {machine}", seed, data, out)
         run = evaluate.load_run(str(out), cuda=options.cuda)
-        found = score(judge, run, options.samples)
+        labels = run.labels(options.samples) if run.script.CONDITIONAL else None
+        found = judge(evaluate.draw_32(run, options.samples), labels)
         print_cells(
             script,
             seed,
@@ -132,26 +125,19 @@ def drive(
     return float("inf")
 
 
-def parse_args(argv: list[str] | None) -> Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("speedrun.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("scripts", nargs="*", default=list(RACES), metavar="SCRIPT", help=f"of {', '.join(RACES)}")
     add("--data", type=Path, default=Path("data"), help="has mnist-28 and mnist-32 (%(default)s)")
     add("--options", help="options of the script, instead of the quick ones")
-    add("--first", type=int, help="steps before the first score, instead of the race's")
-    add("--every", type=int, help="steps between scores, instead of the race's")
-    add("--most", type=int, help="steps after which a run is given up, instead of the race's")
     add("--seeds", type=int, default=3, help="number of runs (%(default)s)")
     add("--samples", type=int, default=10_000, help="number of samples to score (%(default)s)")
     add("--final", action="store_true", help="train on all training images, judge by test images")
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU, without --amp")
     add("--out", type=Path, default=Path("runs/speedrun"), help="for the runs (%(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    options = parse_args(argv)
+    options = parser.parse_args(argv)
     device = f"{torch.get_num_threads()} threads"
     if options.cuda:
         device = torch.cuda.get_device_name()
@@ -163,21 +149,19 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as home:
         for script in options.scripts:
             race = RACES[script]
-            for name in ("options", "first", "every", "most"):
-                typed = getattr(options, name)
-                if typed is not None:
-                    race = race._replace(**{name: typed})
+            if options.options is not None:
+                race = race._replace(options=options.options)
             data = options.data.resolve() / ("mnist-28" if script == "vanilla_gan" else "mnist-32")
             if not options.final:
                 data = split(data, Path(home, script))
             judge = make_judge(data, options.cuda)
             seeds = range(options.seeds)
             times = [drive(script, race, seed, data, judge, options) for seed in seeds]
-            accuracy = f">= {race.accuracy:.0%}" if race.accuracy else "-"
-            all_times = ", ".join(f"{time:.0f}" for time in times)
-            median = f"{statistics.median(times):.0f}"
             goal = f"<= {race.frechet:g}"
-            lines.append([f"{script}.py", f"`{race.options}`", goal, accuracy, all_times, median])
+            accuracy = f">= {race.accuracy:.0%}" if race.accuracy else "-"
+            line = [f"{script}.py", f"`{race.options}`", goal, accuracy]
+            line += [", ".join(f"{time:.0f}" for time in times), f"{statistics.median(times):.0f}"]
+            lines.append(line)
     print()
     print_cells("script", "options", "Frechet", "as asked", "seconds, each seed", "median")
     print_cells(*["---"] * 6)

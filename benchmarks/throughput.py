@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import evaluate
 
 Step = Callable[[], object]
-RATIOS = ["script / floor", "textbook / script"]
+RATIOS = [("script", "floor"), ("textbook", "script")]
 WARM_UP = 6  # steps before the first turn: algorithms are chosen, the graph is recorded
 
 
@@ -191,13 +191,6 @@ def measure(module: ModuleType, argv: list[str], seconds: float) -> dict[str, li
     return times
 
 
-def median_ratio(times: dict[str, list[float]], above: str, below: str) -> str:
-    if above not in times:
-        return "-"
-    ratios = [x / y for x, y in zip(times[above], times[below], strict=True)]
-    return f"{statistics.median(ratios):.3f}"
-
-
 def print_cells(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
@@ -206,20 +199,17 @@ def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) ->
     args = parse_options(module, argv)
     times = measure(module, argv, seconds)
     step_seconds = statistics.median(times["script"])
-    images_per_second = module.images_per_step(args) / step_seconds
-    print_cells(
-        f"{module.SCRIPT}.py",
-        getattr(args, "width", "-"),
-        args.batch_size,
-        name,
-        f"{images_per_second:,.0f}",
-        f"{step_seconds * 1e3:.1f}",
-        *(median_ratio(times, *ratio.split(" / ")) for ratio in RATIOS),
-    )
+    cells = [f"{step_seconds * 1e3:.1f}"]
+    for above, below in RATIOS:
+        ratios = [x / y for x, y in zip(times.get(above, []), times[below], strict=False)]
+        cells.append(f"{statistics.median(ratios):.3f}" if ratios else "-")
+    images_per_second = f"{module.images_per_step(args) / step_seconds:,.0f}"
+    print_cells(f"{module.SCRIPT}.py", args.batch_size, name, images_per_second, *cells)
 
 
 def write_digits(module: ModuleType, size: int, folder: Path) -> None:
     """The built-in digits in this size, as a folder of arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
     images, labels = module.digits(size=size)
     np.save(folder / "images.npy", images.numpy())
     np.save(folder / "labels.npy", labels.numpy())
@@ -243,9 +233,10 @@ def main(argv: list[str] | None = None) -> None:
         rows = {"float32": [], "float32, no graph": ["--no-graph"], "bfloat16": ["--amp"]}
         device = torch.cuda.get_device_name()
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
-    print(f"torch {torch.__version__}, {device}, images of {bench.image_size} pixels\n")
-    print_cells("script", "width", "batch", "", "images/s", "ms a step", *RATIOS)
-    print_cells(*["---"] * 8)
+    print(f"torch {torch.__version__}, {device}, {bench.image_size} pixels, width {bench.width}\n")
+    ratios = [" / ".join(names) for names in RATIOS]
+    print_cells("script", "batch", "", "images/s", "ms a step", *ratios)
+    print_cells(*["---"] * 7)
     with tempfile.TemporaryDirectory() as data:
         for script in bench.scripts:
             module = importlib.import_module(Path(script).stem)
