@@ -14,7 +14,7 @@ Variational Divergence Minimization, NIPS 2016, https://arxiv.org/abs/1606.00709
     torchrun --nproc-per-node 8 fgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 of its images; --help lists all options.
+newest run; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits after a minute.
 
 Differs from the paper: networks and settings are those of dcgan.py, so that only the loss differs
@@ -40,10 +40,9 @@ from torch import Tensor, nn, optim
 from tqdm import tqdm
 
 SCRIPT = "fgan"  # runs/fgan-1, runs/fgan-2, ...
-CONDITIONAL = False  # True in scripts whose networks take labels
 
 
-# argparse calls these two, and reports a ValueError in one line
+# argparse turns a ValueError raised in these two into one line
 def positive_int(text: str) -> int:
     if int(text) <= 0:
         raise ValueError
@@ -62,7 +61,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="channels of the largest images inside (64)")
+    add("--width", type=positive_int, default=64, help="channels of the largest feature maps (64)")
     add("--divergence", choices=DIVERGENCES, default="gan", help="of data and samples")
     add("--loss", choices=["trick", "exact"], default="trick", help="what G is trained on")
     # The run
@@ -71,7 +70,12 @@ def add_options(parser: ArgumentParser) -> None:
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
-    add("--generate", type=positive_int, metavar="N", help="write N images of such a run and stop")
+    add(
+        "--generate",
+        type=positive_int,
+        metavar="N",
+        help="write N images of the newest run or --out",
+    )
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
     add("--seed", type=int, default=0, help="seed of weights, noise and order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
@@ -81,11 +85,6 @@ def add_options(parser: ArgumentParser) -> None:
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
     add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
     add("--amp", action=BooleanOptionalAction, default=False, help="run the networks in bfloat16")
-
-
-def images_per_step(args: Namespace) -> int:
-    """Real images used by one train_step, over all GPUs."""
-    return args.batch_size
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
@@ -164,7 +163,7 @@ DIVERGENCES = {
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """The initialized networks and their optimizers. Channels and image size are the data's."""
+    """The initialized networks and their optimizers. train() sets args.channels and image_size."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     discriminator = Discriminator(args.channels, args.image_size, args.width)
@@ -177,23 +176,14 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     return networks, [g_optimizer, d_optimizer]
 
 
-def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
-    """Used below to draw pictures. args and labels are for conditional GANs."""
-    return generator(z)
-
-
-def labels_to_generate(args: Namespace) -> list[int]:
-    """The labels that --generate cycles through."""
-    return [0]  # no classes: a dummy label
-
-
 def train_step(
     networks: nn.ModuleDict, optimizers: list, args: Namespace, real: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU its kernels are recorded and replayed (see record), so Python code in it soon runs no
-    more: no prints, no schedules, no .item(). --no-graph helps to debug.
+    On a GPU the first steps run normally; then the kernels are recorded and replayed (see record).
+    From then on this Python code is not executed: prints and new values have no effect, and .item()
+    cannot be recorded. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -226,6 +216,22 @@ def train_step(
     return metrics | {"divergence": divergence, "g_loss": g_loss}
 
 
+# What the plumbing, below, asks of every GAN. Others update D several times or take labels.
+CONDITIONAL = False  # whether the networks take labels
+
+
+def images_per_step(args: Namespace) -> int:
+    return args.batch_size  # over all GPUs
+
+
+def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> Tensor:
+    return generator(z)
+
+
+def labels_to_generate(args: Namespace) -> list[int]:
+    return [0]  # a dummy, as there are no classes
+
+
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
 SAVE_EVERY = 60  # seconds between checkpoints
@@ -238,7 +244,8 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
     """Draws digits of random position, size, stroke and rotation, identical on every call."""
     rng = np.random.default_rng(0)
-    fonts = [ImageFont.load_default(points) for points in range(size * 5 // 8, size)]
+    smallest = size * 5 // 8
+    fonts = [ImageFont.load_default(points) for points in range(smallest, size)]
     images = np.empty((count, 1, size, size), np.uint8)
     labels = rng.integers(10, size=count)
     for i in range(count):
@@ -260,7 +267,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # Memory-mapped, copy-on-write: PyTorch wants a writable array, but the file never changes
+    # The images stay on disk. "c" makes them writable in memory, for PyTorch, but not there.
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -269,7 +276,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
-        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()  # BOM or not
+        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
         known = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not known.all():
             sys.exit("labels.npy must hold a number from 0 to classes - 1 for each image.")
@@ -282,7 +289,7 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
     rows = pixels.split(columns)  # each (columns, C, S, S)
-    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # images side by side
+    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
     picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
     return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is 1, for grey
 
@@ -302,23 +309,20 @@ def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, identical on every call."""
     networks, _ = make_networks(args, checkpoint)
     labels = labels_to_generate(args)
-    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), f"{args.out}/generated"):
+    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), "images", disable=RANK > 0):
         label = labels[i % len(labels)]
         folder = Path(args.out, "generated")
         if CONDITIONAL:
             folder /= args.classes[label].replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        set_seed(args.seed, i)
+        set_seed(args.seed, i)  # so that image i does not depend on N
         z = torch.randn(1, args.latent_dim).to(args.device)
         image = sample(networks["generator_ema"], args, z, torch.tensor([label]).to(args.device))
         to_picture(image).save(folder / f"{i:06d}.png")
 
 
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
-    """Runs before each optimizer.step() and averages the gradients over all processes.
-
-    DistributedDataParallel would do this, but not with the second derivatives of some GANs.
-    """
+    """Runs before each optimizer.step() and averages the gradients over all processes."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             torch.distributed.all_reduce(parameter.grad)  # the sum
@@ -330,7 +334,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # The optimizers hold the parameters, and all that follows keeps the same parameter objects
+    # Everything below changes parameters in place, because the optimizers refer to them
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -341,8 +345,8 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # these settings may be new
-                group |= {"lr": args.lr, "capturable": args.cuda}
+            for group in state["param_groups"]:  # else the old settings would come back
+                group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
 
@@ -353,18 +357,18 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # combines several integers into one seed
+    torch.manual_seed(hash(numbers))  # Python randomizes only the hashes of strings
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Calls run_step, with its kernels recorded into a CUDA graph instead of executed.
 
-    graph.replay() then launches these hundreds of kernels at once, always at the same addresses:
-    each batch is copied into the same tensors, and the results appear in the same metrics. Random
-    numbers follow the seed that is set before the replay.
+    graph.replay() launches these hundreds of kernels at once, which saves Python's time. They use
+    the same memory each time: each batch is copied into the same tensors, and results overwrite the
+    same metrics. Random numbers follow the seed that is set before a replay.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # the one of main()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # set in main()
         metrics = run_step()
     return graph, metrics
 
@@ -389,8 +393,8 @@ def make_run(args: Namespace) -> Path:
 
 def all_finite(networks: nn.ModuleDict) -> bool:
     """True if no weight is NaN or infinite. This makes the CPU wait for the GPU."""
-    largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)  # or NaN
-    return bool(largest.isfinite())
+    largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
+    return bool(largest.isfinite())  # it is NaN if any weight is
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
@@ -413,9 +417,9 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    order_depends_on = [len(images), step_size]
-    if checkpoint and checkpoint.get("order_depends_on") != order_depends_on:
-        sys.exit(f"{args.out} was started with other images or another --batch-size.")
+    data_sizes = [len(images), step_size]  # the order of the images depends on both
+    if checkpoint and checkpoint.get("data_sizes") != data_sizes:
+        sys.exit(f"{args.out} was started with another number of images or --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
         images, labels = images.to(args.device), labels.to(args.device)
@@ -425,25 +429,25 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # Autocast's cached bfloat16 weights would be stale after an optimizer's step
+        # By default autocast reuses bfloat16 weights, which an optimizer's step makes stale
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    ends = []  # at least one of these options is set
+    ends = []  # parse_args sets one or both options
     if args.epochs:
         ends.append(args.epochs * steps_per_epoch)
     if args.steps:
         ends.append(args.steps)
     last_step = min(ends)
     csv_text = checkpoint.get("metrics", "")
-    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # metrics
+    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # since the last row
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
     began = time.monotonic()
-    saved = -math.inf  # the first checkpoint follows the first step
+    last_save = -math.inf  # so that the first one follows the first step
 
     if RANK == 0:
         if not checkpoint:
@@ -464,22 +468,22 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # executes nothing; the step is the replay below
+            graph, metrics = record(run_step)  # does not run this step, but replay() below does
         set_seed(args.seed, step, RANK)  # every step, so checkpoints need no random state
         if graph:
             graph.replay()  # overwrites the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05, 0.10, ..., --ema
+        decay = min(args.ema, (1 + step) / (20 + step))  # a short memory at first
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        unlogged.append(torch.stack(list(metrics.values())).detach())  # replay() changes metrics
+        unlogged.append(torch.stack(list(metrics.values())).detach())  # a copy
         row_due = done % args.log_every == 0 or done == last_step
-        save_due = time.monotonic() - saved > SAVE_EVERY or done == last_step
+        save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
             sys.exit(f"Weights are not finite at step {done}, and are not saved.")
         if row_due:
@@ -491,17 +495,17 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # else a full row replaces it if the run goes on
+            if done % args.log_every == 0:  # else a resumed run replaces this partial row
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
             picture = draw_samples(networks["generator_ema"], args)
             picture.save(run / f"samples/step-{done:06d}.png")
         if save_due:
-            saved = time.monotonic()
+            last_save = time.monotonic()
             progress = {"script": SCRIPT, "args": vars(args), "step": done}
             progress |= {"metrics": csv_text, "unlogged": unlogged}
-            progress |= {"order_depends_on": order_depends_on}
+            progress |= {"data_sizes": data_sizes}
             save_checkpoint(run, networks, optimizers, progress)
 
 
@@ -518,14 +522,14 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        elif args.generate:  # while --resume may start a run in --out
+        elif args.generate:  # --resume, in contrast, may start a new run in --out
             parser.error(f"there is no {path}")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # Parse again, with the run's options, channels and classes as defaults: typed ones win
+        # Parse again with the run's options as defaults; those on the command line still win
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # else the run's --epochs would cap typed --steps
+        if args.epochs or args.steps:  # the old end must not come before a new one
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
@@ -544,7 +548,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        # CUDA cannot record the default stream, so all work goes to another one
+        # The default stream cannot be recorded, so everything runs on another one
         torch.cuda.set_stream(torch.cuda.Stream())
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
