@@ -71,7 +71,7 @@ def test_each_option_of_the_gan_changes_the_run(script: str, data: Path) -> None
 
 
 @pytest.mark.parametrize("script", BAD)
-def test_a_bad_value_is_refused(script: str, refused: Callable[..., str]) -> None:
+def test_a_bad_value_is_refused(script: str, refused: Callable) -> None:
     for option in BAD[script].split():
         assert option.partition("=")[0] in refused(script, option)
     assert not files()
@@ -93,7 +93,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("kind", BAD_DATA)
-def test_bad_arrays_are_refused(kind: str, data: Path, refused: Callable[..., str]) -> None:
+def test_bad_arrays_are_refused(kind: str, data: Path, refused: Callable) -> None:
     images, labels, words = BAD_DATA[kind]
     np.save(data / "images.npy", images)
     np.save(data / "labels.npy", labels)
@@ -101,9 +101,7 @@ def test_bad_arrays_are_refused(kind: str, data: Path, refused: Callable[..., st
     assert not Path("runs").exists()
 
 
-def test_data_that_are_not_there_or_too_few_are_refused(
-    data: Path, refused: Callable[..., str]
-) -> None:
+def test_no_data_and_too_few_are_refused(data: Path, refused: Callable) -> None:
     assert "data/mnist-32" in refused("dcgan.py", "--data", "data/mnist-32", code=1)
     assert "10000000" in refused("dcgan.py", "--data", data, "--batch-size", 10_000_000, code=1)
     np.savez(data / "images.npz", IMAGES)
@@ -113,8 +111,8 @@ def test_data_that_are_not_there_or_too_few_are_refused(
     assert not Path("runs").exists()
 
 
-def test_classes_are_needed_by_cgan_alone_and_may_begin_with_a_byte_order_mark(
-    data: Path, refused: Callable[..., str]
+def test_cgan_needs_classes_that_may_begin_with_a_byte_order_mark(
+    data: Path, refused: Callable
 ) -> None:
     (data / "classes.txt").write_text("cats\ndogs\n", "utf-8-sig")  # as Windows' Notepad does
     call("cgan.py", "--data", data, *TINY, "--out", "run")
@@ -124,20 +122,16 @@ def test_classes_are_needed_by_cgan_alone_and_may_begin_with_a_byte_order_mark(
     call("dcgan.py", "--data", data, *TINY)
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "vanilla_gan.py"])
-def test_an_image_size_that_is_no_power_of_two_from_8_on_is_refused(
-    script: str, refused: Callable[..., str]
-) -> None:
+def test_an_image_size_that_is_no_power_of_two_from_8_on_is_refused(refused: Callable) -> None:
     for size in (4, 28):
         data = make_data(Path(f"data-{size}"), 4, size=size)
-        assert str(size) in refused(script, "--data", data, *TINY, code=1)
+        assert str(size) in refused("dcgan.py", "--data", data, *TINY, code=1)
         assert not Path("runs").exists()
-    if script == "dcgan.py":
-        call("vanilla_gan.py", "--data", data, *TINY)  # which takes any
+        call("vanilla_gan.py", "--data", data, *TINY, "--out", f"run-{size}")  # which takes any
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_refused(refused: Callable[..., str]) -> None:
+def test_cuda_without_a_gpu_is_refused(refused: Callable) -> None:
     assert "GPU" in refused("dcgan.py", "--cuda")
     assert not files()
 
@@ -150,9 +144,7 @@ def test_runs_are_numbered_and_out_may_be_new_or_empty(data: Path) -> None:
     assert found == ["a/b", "empty", "runs/dcgan-1", "runs/dcgan-2"]
 
 
-def test_out_that_is_not_empty_is_refused_and_left_alone(
-    data: Path, refused: Callable[..., str]
-) -> None:
+def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Callable) -> None:
     call("dcgan.py", "--data", data, *TINY, "--out", "run")
     Path("mine").mkdir()
     Path("mine", "config.json").write_text("mine")
@@ -163,9 +155,7 @@ def test_out_that_is_not_empty_is_refused_and_left_alone(
     assert files() == before
 
 
-def test_what_is_no_run_of_the_script_is_refused(
-    finished: Callable, refused: Callable[..., str]
-) -> None:
+def test_what_is_no_run_of_the_script_is_refused(finished: Callable, refused: Callable) -> None:
     before = files(finished("wgan.py"))
     for command in (["--resume"], ["--generate", 2]):
         assert "wgan" in refused("dcgan.py", *command, "--out", finished("wgan.py"))
@@ -178,7 +168,7 @@ def test_what_is_no_run_of_the_script_is_refused(
 
 @pytest.mark.parametrize(("images", "batch_size"), [(64, 5), (80, 4), (65, 4)])
 def test_a_run_goes_on_with_its_own_batches_only(
-    images: int, batch_size: int, data: Path, refused: Callable[..., str]
+    images: int, batch_size: int, data: Path, refused: Callable
 ) -> None:
     """65 images make as many steps in an epoch as 64, in another order."""
     call("dcgan.py", "--data", data, *TINY, "--out", "run")
@@ -211,16 +201,13 @@ def test_runs_started_at_once_do_not_share_a_folder(out: list[str], data: Path) 
 
 
 class Evil:
-    """A pickle of it makes a folder when it is loaded."""
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+    def __reduce__(self) -> tuple:
         return Path("made-by-the-pickle").mkdir, ()
 
 
-def test_no_code_in_a_checkpoint_runs(finished: Callable) -> None:
-    path = Path(shutil.copytree(finished("dcgan.py"), "run")) / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save({**state, "args": Evil()}, path)
+def test_no_code_in_a_checkpoint_runs() -> None:
+    Path("run").mkdir()
+    torch.save({"args": Evil()}, "run/checkpoint.pt")
     with pytest.raises(pickle.UnpicklingError):
         call("dcgan.py", "--resume", "--out", "run")
     assert not Path("made-by-the-pickle").exists()
@@ -238,7 +225,7 @@ def test_hostile_names_of_classes_stay_inside_the_run(tmp_path: Path) -> None:
 
 
 @EACH_SCRIPT
-def test_a_script_declares_and_imports_its_dependencies_and_nothing_else(script: str) -> None:
+def test_a_script_declares_what_it_imports(script: str) -> None:
     source = (ROOT / script).read_text("utf-8")
     block = re.match(r"# /// script\n(# .*\n)+# ///\n", source)[0]
     project = (ROOT / "pyproject.toml").read_text("utf-8").splitlines()
@@ -253,13 +240,11 @@ def import_all() -> None:
     """Importing the scripts parses no arguments and changes nothing."""
     sys.argv = ["script", "--no-such-option"]
     random = torch.get_rng_state()
-    handler = signal.getsignal(signal.SIGINT)
-    precision = torch.get_float32_matmul_precision()
+    before = (signal.getsignal(signal.SIGINT), torch.get_float32_matmul_precision())
     for script in SCRIPTS:
         load(script)
     assert torch.equal(torch.get_rng_state(), random)
-    assert signal.getsignal(signal.SIGINT) == handler
-    assert torch.get_float32_matmul_precision() == precision
+    assert (signal.getsignal(signal.SIGINT), torch.get_float32_matmul_precision()) == before
     from dcgan import Discriminator, Generator
 
     assert Discriminator(1, 32)(Generator(100, 1, 32)(torch.randn(2, 100))).shape == (2,)
@@ -273,36 +258,31 @@ def test_importing_has_no_side_effect() -> None:
 
 
 @EACH_SCRIPT
-def test_a_script_alone_in_an_empty_folder_trains_without_the_kernels(
-    script: str, data: Path
-) -> None:
+def test_a_script_alone_in_a_folder_trains_without_the_kernels(script: str, data: Path) -> None:
     copy = Path(shutil.copy(ROOT / script, "."))
     process = start(run_file, copy, "--data", data, *TINY, "--log-every", 1)
     process.join(100)
     assert process.exitcode == 0, Path("out.txt").read_text()
-    run = Path("runs", f"{copy.stem}-1")
-    rows = (run / "metrics.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == ["1", "2"]
-    made = {path.name for path in Path().iterdir()}
-    assert made == {script, "data", "out.txt", "runs"}
+    rows = Path("runs", f"{copy.stem}-1", "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "1", "2"]
+    assert {path.name for path in Path().iterdir()} == {script, "data", "out.txt", "runs"}
 
 
 def test_the_plain_command_trains_on_the_built_in_digits() -> None:
-    small = ["--steps", 1, "--width", 2, "--batch-size", 4, "--no-cuda"]
-    done = run_script("dcgan.py", *small)
+    done = run_script("dcgan.py", *TINY, "--width", 2)
     assert done.returncode == 0, done.stderr
     assert "20,000 images" in done.stdout
     assert Path("runs/dcgan-1/checkpoint.pt").exists()
 
 
 @EACH_SCRIPT
-def test_a_script_pasted_into_a_notebook_trains_in_a_thread_and_changes_nothing(
+def test_a_script_in_a_notebook_trains_in_a_thread_and_changes_nothing(
     script: str, data: Path
 ) -> None:
     source = (ROOT / script).read_text("utf-8")
     cell = {"__name__": "notebook"}  # without a __file__
     exec(compile(source, "<cell>", "exec", optimize=2), cell)  # as python -OO does: no docstrings
-    before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.stdout)
+    before = (*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), sys.stdout)
     argv = ["--data", str(data), *TINY, "--out", "run"]
     thread = threading.Thread(target=cell["main"], args=[argv])
     thread.start()
@@ -310,5 +290,4 @@ def test_a_script_pasted_into_a_notebook_trains_in_a_thread_and_changes_nothing(
     assert Path("run", "checkpoint.pt").exists()
     cell["main"]([*argv, "--resume", "--steps", "3"])
     assert torch.load("run/checkpoint.pt", weights_only=True)["step"] == 3
-    after = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.stdout)
-    assert after == before
+    assert (*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), sys.stdout) == before

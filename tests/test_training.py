@@ -371,7 +371,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_never_saved(
     save_every: int,
     data: Path,
     whole: Callable,
-    refused: Callable[..., str],
+    refused: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are noticed by the next row or checkpoint."""
@@ -450,7 +450,7 @@ def test_generated_images_are_the_same_whatever_their_number(whole: Callable) ->
 
 
 def test_cgan_generates_each_class_in_turn_or_the_one_asked_for(
-    whole: Callable, refused: Callable[..., str]
+    whole: Callable, refused: Callable
 ) -> None:
     run = Path(shutil.copytree(whole("cgan.py"), "run"))
     argv = ["cgan.py", "--out", run, "--no-cuda", "--generate"]
