@@ -41,7 +41,7 @@ from tqdm import tqdm
 SCRIPT = "cgan"  # runs/cgan-1, runs/cgan-2, ...
 
 
-# argparse turns a ValueError raised in these two into one line
+# argparse reports a ValueError of these two as a usage error
 def positive_int(text: str) -> int:
     if int(text) <= 0:
         raise ValueError
@@ -75,7 +75,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="write N images of the newest run or --out",
     )
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
-    add("--seed", type=int, default=0, help="seed of weights, noise and order (default: 0)")
+    add("--seed", type=int, default=0, help="for weights, noise and image order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
     add("--sample-every", type=positive_int, default=200, help="steps between pictures")
     # The machine
@@ -169,9 +169,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU the first steps run normally; then the kernels are recorded and replayed (see record).
-    From then on this Python code is not executed: prints and new values have no effect, and .item()
-    cannot be recorded. Debug with --no-graph.
+    On a GPU Python runs it a few times, then its kernels are replayed ("CUDA graph", below): prints
+    and schedules in it have no effect, and .item() is an error. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -197,7 +196,7 @@ def train_step(
     logits = discriminator(generator(z, y), y)
     g_loss = bce(logits, torch.ones_like(logits))
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # no gradients for D's weights
+    g_loss.backward(inputs=list(generator.parameters()))  # fills .grad of G only
     g_optimizer.step()
 
     d_real = real_logits.sigmoid().mean()
@@ -205,7 +204,7 @@ def train_step(
     return {"D(x)": d_real, "D(G(z))": d_fake, "d_loss": d_loss, "g_loss": g_loss}
 
 
-# What the plumbing, below, asks of every GAN. Others update D several times or take labels.
+# The plumbing calls these. Scripts that update D several times or use labels define them otherwise.
 CONDITIONAL = True  # whether the networks take labels
 
 
@@ -227,8 +226,18 @@ def labels_to_generate(args: Namespace) -> list[int]:
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
+# Resuming: the order of the images follows from the seed and the epoch; the noise of a step from
+# the seed, the step and the process. So no random state is saved, and lost steps come out the same.
+#
+# Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
+# share of every batch, and their gradients are averaged. Process 0 alone prints and saves.
+#
+# CUDA graph: on a GPU one step's hundreds of kernels are recorded, without being executed, and from
+# then on launched at once by graph.replay(). They use the same memory each time: batches are copied
+# into the same tensors, and metrics are overwritten. They draw from the seed of the moment.
+
 SAVE_EVERY = 60  # seconds between checkpoints
-# torchrun sets these in each of its processes. Process 0 alone prints and writes files.
+# torchrun sets these in each of its processes
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
@@ -260,7 +269,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # The images stay on disk. "c" makes them writable in memory, for PyTorch, but not there.
+    # The images stay on disk. Mode c is copy-on-write, as PyTorch wants writable arrays.
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -284,11 +293,11 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     rows = pixels.split(columns)  # each (columns, C, S, S)
     strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
     picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
-    return Image.fromarray(picture.squeeze(2).numpy())  # without C if it is 1, for grey
+    return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
-    """8 rows of 8 images, or a row for each class, from the same noise on every call."""
+    """8 rows of 8 images, or a row for each class, at most 16, always from the same noise."""
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
@@ -327,7 +336,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # Everything below changes parameters in place, because the optimizers refer to them
+    # The optimizers hold the parameters. They stay the same objects in all that follows.
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -338,7 +347,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # else the old settings would come back
+            for group in state["param_groups"]:  # these settings are today's
                 group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
@@ -354,14 +363,9 @@ def set_seed(*numbers: int) -> None:
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Calls run_step, with its kernels recorded into a CUDA graph instead of executed.
-
-    graph.replay() launches these hundreds of kernels at once, which saves Python's time. They use
-    the same memory each time: each batch is copied into the same tensors, and results overwrite the
-    same metrics. Random numbers follow the seed that is set before a replay.
-    """
+    """Calls run_step, with its kernels recorded instead of executed. Returns graph and metrics."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # set in main()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # main() has set it
         metrics = run_step()
     return graph, metrics
 
@@ -404,7 +408,8 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
 def train(args: Namespace, checkpoint: dict) -> None:
     """Trains until --epochs or --steps, and writes metrics, pictures and checkpoints."""
     images, labels, args.classes = load_data(args.data)
-    _, args.channels, args.image_size, _ = images.shape
+    args.channels = images.shape[1]
+    args.image_size = images.shape[2]
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
         sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
@@ -422,7 +427,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # By default autocast reuses bfloat16 weights, which an optimizer's step makes stale
+        # No cache: it would keep bfloat16 weights from before an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
@@ -440,7 +445,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     weights = float_tensors(networks["generator"])
     graph = None
     began = time.monotonic()
-    last_save = -math.inf  # so that the first one follows the first step
+    last_save = -math.inf  # the first checkpoint follows the first step
 
     if RANK == 0:
         if not checkpoint:
@@ -452,7 +457,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
-        if batch == 0 or step == first_step:  # a resumed run rebuilds the order of its epoch
+        if batch == 0 or step == first_step:
             set_seed(args.seed, epoch)
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
@@ -461,10 +466,10 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # does not run this step, but replay() below does
-        set_seed(args.seed, step, RANK)  # every step, so checkpoints need no random state
+            graph, metrics = record(run_step)
+        set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()  # overwrites the tensors in metrics
+            graph.replay()
         else:
             metrics = run_step()
         decay = min(args.ema, (1 + step) / (20 + step))  # a short memory at first
@@ -474,7 +479,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        unlogged.append(torch.stack(list(metrics.values())).detach())  # a copy
+        unlogged.append(torch.stack(list(metrics.values())).detach())  # copies metrics
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
@@ -511,18 +516,18 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
     if args.resume or args.generate:
         runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
         if not args.out and not runs:
-            parser.error("there is no run in the folder runs")
+            parser.error("there is no run in runs/")
         path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        elif args.generate:  # --resume, in contrast, may start a new run in --out
+        elif args.generate:
             parser.error(f"there is no {path}")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
         # Parse again with the run's options as defaults; those on the command line still win
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # the old end must not come before a new one
+        if args.epochs or args.steps:  # a new end replaces the old ones
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
