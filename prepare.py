@@ -2,17 +2,17 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy", "pillow>=10.1", "tqdm"]
 # ///
-"""Turns a standard set, or your own images, into a folder of arrays that the scripts train on.
+"""Converts a standard set, or your own images, to a folder of arrays that the scripts train on.
 
     python prepare.py mnist                        or fashion-mnist, cifar10; writes data/mnist-32
     python prepare.py photos --image-size 64       a folder of images; writes data/photos-64
-    python prepare.py photos.zip --out data/mine   the same in a .zip
+    python prepare.py photos.zip --out data/mine   a .zip of images; writes data/mine
 
 images.npy is uint8 (N, C, S, S). Where there are classes, labels.npy is int64 (N,) and classes.txt
-has one name a line. The standard sets also have test_images.npy and test_labels.npy.
+has one name per line. The standard sets also have test_images.npy and test_labels.npy.
 
-Own images are png, jpeg, webp or bmp; the first-level subfolders are classes if every image is in
-one. The centre square is taken, in RGB unless all images are grey.
+Your own images may be png, jpeg, webp or bmp. They are cropped to the central square, in RGB unless
+all are grey. If every image is in a subfolder, the first-level subfolders are the classes.
 """
 
 import gzip
@@ -36,11 +36,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-LARGEST = 2**28  # bytes of an unpacked file or a decoded image: more is refused
+LARGEST = 2**28  # bytes: files that are larger when unpacked, or images when decoded, are not read
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 OUTPUTS = {"images.npy", "labels.npy", "classes.txt", "test_images.npy", "test_labels.npy"}
 
-# The files of the standard sets, without .gz, and their sha256 with it
+# The files of the standard sets. Mirrors serve FILE.gz, which has this sha256.
 MNIST = {
     "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -90,13 +90,13 @@ def fetch(name: str, file: str, folder: Path) -> Path:
             with (
                 urlopen(url, timeout=30) as reply,
                 part.open("wb") as output,
-                tqdm.wrapattr(output, "write", total=reply.length, desc=url) as bar,
+                tqdm.wrapattr(output, "write", total=reply.length, desc=url) as output_with_bar,
             ):
-                shutil.copyfileobj(reply, bar)
+                shutil.copyfileobj(reply, output_with_bar)
             if hashlib.sha256(part.read_bytes()).hexdigest() != SETS[name][file]:
                 raise ValueError("wrong checksum")
             return part.replace(gzipped)
-        except Exception as error:  # the next mirror may do better
+        except Exception as error:  # try the next mirror
             problems.append(f"{url}: {error}")
     files = ", ".join(f"{file}.gz" for file in SETS[name])
     sys.exit(f"Cannot download {name} ({'; '.join(problems)}). Put {files} into {folder}.")
@@ -126,13 +126,11 @@ def read_mnist(name: str, folder: Path) -> list[np.ndarray]:
 
 def read_cifar10(folder: Path) -> list[np.ndarray]:
     """Images (N, 3, 32, 32), labels (N,), test images, test labels."""
-    files = [read_file(path) for path in sorted(folder.rglob("*_batch*.bin"))]
-    if len(files) != 6:  # not all of them are unpacked
-        archive = read_file(fetch("cifar10", "cifar-10-binary.tar", folder))
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            names = sorted(name for name in tar.getnames() if name.endswith(".bin"))
-            files = [tar.extractfile(name).read() for name in names]
-    records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3073)  # a label, 3072 pixels
+    archive = read_file(fetch("cifar10", "cifar-10-binary.tar", folder))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".bin"))
+        files = [tar.extractfile(name).read() for name in names]
+    records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3073)  # label, 3 * 1024 pixels
     labels = records[:, 0]
     images = records[:, 1:].reshape(-1, 3, 32, 32)
     train = len(records) // 6 * 5  # the last of the six files is the test set
@@ -140,28 +138,31 @@ def read_cifar10(folder: Path) -> list[np.ndarray]:
 
 
 def write_standard_set(name: str, folder: Path, size: int, out: Path) -> str:
-    """Writes a standard set to out. Returns in words what there is besides the images."""
+    """Writes a standard set to out. Returns a summary of what there is besides the images."""
     arrays = read_cifar10(folder) if name == "cifar10" else read_mnist(name, folder)
-    for prefix, images, labels in [("", *arrays[:2]), ("test_", *arrays[2:])]:
+    train_images, train_labels, test_images, test_labels = arrays
+    parts = [("", train_images, train_labels), ("test_", test_images, test_labels)]
+    for prefix, images, labels in parts:
         if images.shape[3] == 28 and size == 32:
             images = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)])  # a black border
         resized = np.empty((*images.shape[:2], size, size), np.uint8)
         for i, channel in np.ndindex(images.shape[:2]):
-            resized[i, channel] = Image.fromarray(images[i, channel]).resize((size, size))
+            image = Image.fromarray(images[i, channel])
+            resized[i, channel] = np.asarray(image.resize((size, size)))
         np.save(out / f"{prefix}images.npy", resized)
         np.save(out / f"{prefix}labels.npy", labels.astype(np.int64))
     (out / "classes.txt").write_text(CLASSES[name].replace(" ", "\n") + "\n")
-    return f"10 classes, {len(labels):,} test images"
+    return f"10 classes, {len(test_labels):,} test images"
 
 
 def find_images(root: Path | zipfile.Path) -> list[str]:
     """The names of all images in a folder or .zip that are not hidden."""
     if isinstance(root, zipfile.Path):
-        names = root.root.namelist()
+        names = root.root.namelist()  # root.root is the ZipFile
     else:
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     images = []
-    for name in sorted(set(names)):
+    for name in sorted(set(names)):  # a .zip may have a name twice
         hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
         if name.lower().endswith(IMAGE_TYPES) and not hidden:
             images.append(name)
@@ -174,46 +175,49 @@ def read_image(size: int, path: Path | zipfile.Path) -> np.ndarray | None:
         with path.open("rb") as file:
             data = io.BytesIO(file.read(LARGEST))
         image = Image.open(data, formats=["PNG", "JPEG", "WEBP", "BMP"])
-        if 4 * image.width * image.height > LARGEST:
+        if 4 * image.width * image.height > LARGEST:  # 4 bytes per pixel
             return None
         image.draft("RGB", (size, size))  # decodes a large JPEG at 1/2, 1/4 or 1/8 of its size
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16 bits a pixel
+        if image.mode.startswith("I"):  # 16 bits per pixel: the upper 8 remain
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGB"), (size, size))
         return np.asarray(image).transpose(2, 0, 1)
-    except Exception:  # Pillow raises almost any kind on a damaged file
+    except Exception:  # Pillow can raise almost any exception on a damaged file
         return None
 
 
 def read_images(paths: list, size: int) -> Iterator[np.ndarray | None]:
-    """Reads images in parallel. Threads suffice: Pillow decodes outside Python's lock."""
+    """Reads images in parallel. Threads are enough: Pillow releases Python's lock."""
     with ThreadPool() as pool:
         for start in range(0, len(paths), 256):  # at most 256 are in memory
-            yield from pool.map(partial(read_image, size), paths[start : start + 256])
+            batch = paths[start : start + 256]
+            yield from pool.map(partial(read_image, size), batch)
 
 
 def class_names(names: list[str]) -> list[str]:
     """The first-level subfolder of each image. Empty if an image is in none."""
     # A .zip made on Windows may have backslashes
     folders = [name.replace("\\", "/").split("/")[:-1] for name in names]
+    # A folder that encloses everything is not a class
     while all(folders) and len({parts[0] for parts in folders}) == 1:
-        folders = [parts[1:] for parts in folders]  # one folder around all others is no class
+        folders = [parts[1:] for parts in folders]
     if not all(folders):
         return []
     return [parts[0] for parts in folders]
 
 
 def write_own_images(source: Path, size: int, out: Path) -> str:
-    """Writes a folder or .zip of images to out. Returns in words what there is besides them."""
+    """Writes a folder or .zip of images to out. Returns a summary of the classes."""
     root = source if source.is_dir() else zipfile.Path(source)
     names = find_images(root)
     images = tqdm(read_images([root / name for name in names], size), total=len(names))
     readable = []
+    # Their number, and whether all are grey, is known only when all have been read
     with tempfile.TemporaryFile(dir=out) as file:
         for name, image in zip(names, images, strict=True):
             if image is None:
-                tqdm.write(f"Left out {name!r}: it cannot be read.", sys.stderr)
+                tqdm.write(f"Left out {name!r}: it cannot be read.", file=sys.stderr)
             else:
                 file.write(image.tobytes())
                 readable.append(name)
@@ -228,7 +232,7 @@ def write_own_images(source: Path, size: int, out: Path) -> str:
         return "no classes"
     unique, labels = np.unique(classes, return_inverse=True)
     np.save(out / "labels.npy", labels.astype(np.int64))
-    (out / "classes.txt").write_text("\n".join([*unique, ""]), "utf-8", "replace")
+    (out / "classes.txt").write_text("\n".join(unique) + "\n", "utf-8", errors="replace")
     return f"{len(unique)} classes"
 
 
@@ -251,8 +255,9 @@ def main(argv: list[str] | None = None) -> None:
     if out.exists():
         others = {file.name for file in out.glob("*")} - OUTPUTS
         if others or not args.force or not out.is_dir():
-            parser.error(f"{out} exists; --force replaces a folder that holds only arrays")
+            parser.error(f"{out} exists; --force replaces it if it holds nothing but such arrays")
     part = out.with_name(f".{out.name}.part")
+    old = out.with_name(f".{out.name}.old")
     shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
     part.mkdir(parents=True)
     try:
@@ -261,13 +266,14 @@ def main(argv: list[str] | None = None) -> None:
         else:
             details = write_own_images(source, size, part)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         part.rename(out)
     except KeyboardInterrupt:
-        print("Interrupted; nothing is written.", file=sys.stderr)
+        print("Interrupted; no data set was written.", file=sys.stderr)
         sys.exit(130)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
     print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
     script = "dcgan.py" if size in (8, 16, 32, 64, 128, 256, 512, 1024) else "vanilla_gan.py"
