@@ -59,14 +59,16 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with DCGAN's settings (section 4)
     add("--batch-size", type=positive_int, default=128, help="over all GPUs (default: %(default)s)")
-    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
+    add(
+        "--lr", type=zero_to_one, default=2e-4, help="learning rate, below 1 (default: %(default)s)"
+    )
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="channels of the largest feature maps (64)")
+    add("--width", type=positive_int, default=64, help="channels next to the image (default: 64)")
     add("--divergence", choices=DIVERGENCES, default="gan", help="of data and samples")
     add("--loss", choices=["trick", "exact"], default="trick", help="what G is trained on")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
-    add("--epochs", type=positive_int, help="in total (default: 25, or no limit with --steps)")
+    add("--epochs", type=positive_int, help="in total (default: 25 unless --steps is given)")
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
@@ -88,10 +90,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Channels at sides S/2, S/4, ..., 4: layer_widths(32, 64) is [64, 128, 256]."""
+    """Channels of the S/2 x S/2, ..., 4x4 feature maps: layer_widths(32, 64) is [64, 128, 256]."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
-    layers = int(math.log2(image_size)) - 2  # for 32: sides 16, 8 and 4
+    layers = int(math.log2(image_size)) - 2  # 3 for 32: 16x16, 8x8 and 4x4
     return [width * 2**i for i in range(layers)]
 
 
@@ -181,8 +183,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU Python runs it a few times, then its kernels are replayed ("CUDA graph", below): prints
-    and schedules in it have no effect, and .item() is an error. Debug with --no-graph.
+    With --graph on a GPU, Python runs it only a few times; after that its recorded kernels are
+    replayed. Prints and schedules then do nothing, and .item() fails. labels: for conditional GANs.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -208,14 +210,14 @@ def train_step(
     if args.loss == "exact":
         g_loss = -conjugate(t).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # fills .grad of G only
+    g_loss.backward(inputs=list(generator.parameters()))  # skips D's weight gradients
     g_optimizer.step()
 
     metrics = {"T(x)": t_real.mean(), "T(G(z))": t_fake.mean()}
     return metrics | {"divergence": divergence, "g_loss": g_loss}
 
 
-# The plumbing calls these. Scripts that update D several times or use labels define them otherwise.
+# The plumbing, below, uses these four. Scripts with labels or several updates of D replace them.
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -228,20 +230,20 @@ def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> 
 
 
 def labels_to_generate(args: Namespace) -> list[int]:
-    return [0]  # a dummy, as there are no classes
+    return [0]  # one unused label: there are no classes
 
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
-# Resuming: the order of the images follows from the seed and the epoch; the noise of a step from
-# the seed, the step and the process. So no random state is saved, and lost steps come out the same.
+# Resuming: the image order depends only on seed and epoch, a step's noise only on seed, step and
+# process. So no random state is saved, and a repeated step gets the same images and noise.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
-# share of every batch, and their gradients are averaged. Process 0 alone prints and saves.
+# share of every batch, and gradients are averaged. Process 0 alone prints and saves.
 #
-# CUDA graph: on a GPU one step's hundreds of kernels are recorded, without being executed, and from
-# then on launched at once by graph.replay(). They use the same memory each time: batches are copied
-# into the same tensors, and metrics are overwritten. They draw from the seed of the moment.
+# CUDA graph: on a GPU one step's hundreds of kernels are recorded, not executed. graph.replay()
+# then launches them together, on the same memory each time: batches are copied into fixed tensors,
+# and metrics are overwritten. Each replay draws fresh noise from the current seed.
 
 SAVE_EVERY = 60  # seconds between checkpoints
 # torchrun sets these in each of its processes
@@ -276,8 +278,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # The images stay on disk. Mode c is copy-on-write, as PyTorch wants writable arrays.
-    images = np.load(folder / "images.npy", mmap_mode="c")
+    images = np.load(folder / "images.npy", mmap_mode="c")  # on disk; copy-on-write
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
@@ -288,7 +289,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
         classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
         known = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not known.all():
-            sys.exit("labels.npy must hold a number from 0 to classes - 1 for each image.")
+            sys.exit("labels.npy must hold one label for each image, from 0 to classes - 1.")
     elif CONDITIONAL:
         sys.exit(f"{folder} has no classes.txt. {SCRIPT} needs classes.")
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), classes
@@ -298,13 +299,13 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
     rows = pixels.split(columns)  # each (columns, C, S, S)
-    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # each (C, S, columns * S)
-    picture = torch.cat(strips, dim=1).permute(1, 2, 0)  # (height, width, C)
-    return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if it is grey
+    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # images side by side
+    picture = torch.cat(strips, dim=1)  # strips below each other: (C, height, width)
+    return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())  # grey is without C
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
-    """8 rows of 8 images, or a row for each class, at most 16, always from the same noise."""
+    """8 columns and 8 rows, or a row for each class (at most 16). The noise is always the same."""
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
@@ -343,7 +344,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # The optimizers hold the parameters. They stay the same objects in all that follows.
+    # Parameters change in place below, so the optimizers keep pointing at them
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -354,7 +355,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # these settings are today's
+            for group in state["param_groups"]:  # this run's options, not the saved ones
                 group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
@@ -366,13 +367,13 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # Python randomizes only the hashes of strings
+    torch.manual_seed(hash(numbers))  # one seed from several, in every process the same
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Calls run_step, with its kernels recorded instead of executed. Returns graph and metrics."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # main() has set it
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # see main()
         metrics = run_step()
     return graph, metrics
 
@@ -382,6 +383,7 @@ def make_run(args: Namespace) -> Path:
     if args.out:
         run = Path(args.out)
         run.mkdir(parents=True, exist_ok=True)
+        # --resume before the first checkpoint starts afresh
         if any(run.iterdir()) and not args.resume:
             sys.exit(f"{run} is not empty. --resume continues a run.")
         return run
@@ -398,13 +400,13 @@ def make_run(args: Namespace) -> Path:
 def all_finite(networks: nn.ModuleDict) -> bool:
     """True if no weight is NaN or infinite. This makes the CPU wait for the GPU."""
     largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
-    return bool(largest.isfinite())  # it is NaN if any weight is
+    return bool(largest.isfinite())  # NaN if any weight is NaN
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
     state = {name: network.state_dict() for name, network in networks.items()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    part = run / "checkpoint.part"  # if the process is killed here, the old checkpoint stays
+    part = run / "checkpoint.part"  # if killed here, the old checkpoint stays
     with part.open("wb") as file:
         torch.save(state | progress, file)
         file.flush()
@@ -419,7 +421,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     args.image_size = images.shape[2]
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
-        sys.exit(f"A step takes {step_size} images, and {args.data} has {len(images)}.")
+        sys.exit(f"A step takes {step_size} images, but there are {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     data_sizes = [len(images), step_size]  # the order of the images depends on both
@@ -434,20 +436,17 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # No cache: it would keep bfloat16 weights from before an optimizer's step
+        # Autocast's cache would hold bfloat16 weights from before an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    ends = []  # parse_args sets one or both options
-    if args.epochs:
-        ends.append(args.epochs * steps_per_epoch)
-    if args.steps:
-        ends.append(args.steps)
-    last_step = min(ends)
+    last_by_epochs = args.epochs * steps_per_epoch if args.epochs else math.inf
+    last_step = min(last_by_epochs, args.steps or math.inf)
     csv_text = checkpoint.get("metrics", "")
-    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]  # since the last row
+    # The metrics of the steps since the last row of metrics.csv
+    unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
     graph = None
@@ -469,28 +468,29 @@ def train(args: Namespace, checkpoint: dict) -> None:
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
-        real.copy_(images[index].to(args.device)).div_(127.5).sub_(1)
+        real.copy_(images[index].to(args.device))
+        real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
         # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
         if args.cuda and args.graph and step == first_step + 3:
             graph, metrics = record(run_step)
         set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()
+            graph.replay()  # refills the tensors in metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # a short memory at first
+        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at step 0, rising to --ema
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        unlogged.append(torch.stack(list(metrics.values())).detach())  # copies metrics
+        unlogged.append(torch.stack(list(metrics.values())).detach())  # stack copies
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
-            sys.exit(f"Weights are not finite at step {done}, and are not saved.")
+            sys.exit(f"Weights are not finite at step {done}. A lower --lr may help.")
         if row_due:
             means = torch.stack(unlogged).mean(0).tolist()
             columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
@@ -500,7 +500,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # else a resumed run replaces this partial row
+            if done % args.log_every == 0:  # a last row of fewer steps is not kept
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -508,9 +508,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
             picture.save(run / f"samples/step-{done:06d}.png")
         if save_due:
             last_save = time.monotonic()
-            progress = {"script": SCRIPT, "args": vars(args), "step": done}
-            progress |= {"metrics": csv_text, "unlogged": unlogged}
-            progress |= {"data_sizes": data_sizes}
+            progress = {"script": SCRIPT, "args": vars(args), "data_sizes": data_sizes}
+            progress |= {"step": done, "metrics": csv_text, "unlogged": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
 
 
@@ -534,14 +533,14 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
         # Parse again with the run's options as defaults; those on the command line still win
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # a new end replaces the old ones
+        if args.epochs or args.steps:  # so that a saved one cannot cut short a new one
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
         args = parser.parse_args(argv)
     if not args.epochs and not args.steps:
         args.epochs = 25
-    if args.cuda and torch.cuda.device_count() < LOCAL_RANK + 1:
+    if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
         parser.error("--cuda needs one GPU for each process")
     args.device = "cuda" if args.cuda else "cpu"
     return args, checkpoint
@@ -565,7 +564,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if RANK == 0 and args.out and not args.generate:
             print(f"To continue: python {SCRIPT}.py --resume --out '{args.out}'", file=sys.stderr)
-        sys.exit(130)  # as usual after Ctrl-C
+        sys.exit(130)
     if WORLD_SIZE > 1:
         torch.distributed.destroy_process_group()
 
