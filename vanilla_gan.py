@@ -145,8 +145,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    With --graph on a GPU, Python runs it only a few times; after that its recorded kernels are
-    replayed. Prints and schedules then do nothing, and .item() fails. labels: for conditional GANs.
+    On a GPU Python runs this only a few times; then its recorded kernels are replayed. Prints and
+    schedules in it do nothing then, and .item() fails. labels: for conditional GANs.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
@@ -181,7 +181,7 @@ def train_step(
     return {"D(x)": d_real, "D(G(z))": d_fake, "d_loss": d_loss, "g_loss": g_loss}
 
 
-# The plumbing, below, uses these four. Scripts with labels or several updates of D replace them.
+# The plumbing below uses these four. Scripts with labels or several updates of D replace them.
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -200,7 +200,7 @@ def labels_to_generate(args: Namespace) -> list[int]:
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
 # Resuming: the image order depends only on seed and epoch, a step's noise only on seed, step and
-# process. So no random state is saved, and a repeated step gets the same images and noise.
+# process. So no random state is saved: a step that is repeated gets the same images and noise.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
 # share of every batch, and gradients are averaged. Process 0 alone prints and saves.
@@ -308,7 +308,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # Parameters change in place below, so the optimizers keep pointing at them
+    # What follows keeps the same parameter objects, which the optimizers hold
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -464,7 +464,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a last row of fewer steps is not kept
+            if done % args.log_every == 0:  # a resumed run replaces a short last row
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -495,9 +495,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
             parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # Parse again with the run's options as defaults; those on the command line still win
+        # Parse again with all args of the run as defaults; the command line still wins
         options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # so that a saved one cannot cut short a new one
+        if args.epochs or args.steps:  # a new limit replaces both saved ones
             options |= {"epochs": None, "steps": None}
         del options["cuda"]  # the machine may be a different one
         parser.set_defaults(**options)
