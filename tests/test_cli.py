@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Ca
     for script in ("dcgan.py", "wgan.py"):
         for folder in ("run", "mine"):
             assert folder in refused(script, "--data", data, *TINY, "--out", folder, code=1)
+    assert "mine" in refused("dcgan.py", "--data", data, *TINY, "--out", "mine", "--resume", code=1)
     assert files() == before
 
 
@@ -180,7 +182,15 @@ def test_a_run_goes_on_with_its_own_batches_only(
 
 
 def train_together(barrier: Barrier, *argv: object) -> None:
-    load("dcgan.py")
+    """For start: begins when the other processes do, on a slow disk."""
+    make_run = load("dcgan.py").make_run
+
+    def make_run_slowly(*args: object) -> object:
+        run = make_run(*args)
+        time.sleep(0.3)
+        return run
+
+    load("dcgan.py").make_run = make_run_slowly
     barrier.wait()
     call("dcgan.py", *argv)
 
@@ -192,12 +202,11 @@ def test_runs_started_at_once_do_not_share_a_folder(out: list[str], data: Path) 
     processes = [start(train_together, barrier, *argv, out=f"{i}.txt") for i in range(3)]
     for process in processes:
         process.join(100)
-    codes = [process.exitcode for process in processes]
-    assert sorted(codes) == ([0, 1, 1] if out else [0, 0, 0])
+    begun = ["0 to 2" in Path(f"{i}.txt").read_text() for i in range(3)]
+    assert sum(begun) == (1 if out else 3)
+    assert [process.exitcode for process in processes] == [0 if began else 1 for began in begun]
     found = {path.parent for path in Path().rglob("checkpoint.pt")}
     assert found == ({Path("run")} if out else {Path(f"runs/dcgan-{i}") for i in (1, 2, 3)})
-    for run in found:
-        assert len((run / "metrics.csv").read_text().splitlines()) == 3
 
 
 class Evil:

@@ -7,7 +7,6 @@ import copy
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -152,20 +151,6 @@ def test_a_label_changes_the_image_and_the_logit_of_its_sample_alone() -> None:
 # The training step, in float64
 
 
-class Step(NamedTuple):
-    """The networks around one train_step, and what they were given: the same noise, drawn again."""
-
-    name: str
-    before: nn.ModuleDict
-    after: nn.ModuleDict
-    real: Tensor
-    labels: Tensor
-    fake: Tensor  # what D was shown
-    epsilon: Tensor  # for wgan_gp
-    z: Tensor  # for G's own update
-    metrics: dict[str, Tensor]
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
@@ -173,8 +158,11 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def take_step(name: str, *argv: object, bias: float | None = None) -> Step:
-    """Calls train_step, with one update of D, on six random images. Dropout is off."""
+def take_step(name: str, *argv: object, bias: float | None = None) -> Namespace:
+    """Calls train_step, with one update of D, on six random images. Dropout is off.
+
+    Returns the networks before and after it, its results, and the noise it drew, drawn again.
+    """
     size = 8 if name == "vanilla_gan" else 16  # 16: BatchNorm in D too
     one_update = [SEVERAL[name], 1] if name in SEVERAL else []
     argv = ["--latent-dim", LATENT_DIM, *one_update, *argv]
@@ -196,10 +184,13 @@ def take_step(name: str, *argv: object, bias: float | None = None) -> Step:
     z = torch.randn(6, LATENT_DIM)
     torch.manual_seed(1)
     metrics = load(name).train_step(networks, optimizers, args, real, labels)
-    return Step(name, before, networks, real, labels, fake, epsilon, z, metrics)
+    step = Namespace(name=name, before=before, after=networks, metrics=metrics)
+    return Namespace(**vars(step), real=real, labels=labels, fake=fake, epsilon=epsilon, z=z)
 
 
-def judged(step: Step, answer: Callable[..., Tensor] = judge_of) -> tuple[Tensor, Tensor, Tensor]:
+def judged(
+    step: Namespace, answer: Callable[..., Tensor] = judge_of
+) -> tuple[Tensor, Tensor, Tensor]:
     """What D says of real and of fake, apart, and, after its update, of G's images of new noise."""
     y = one_hot(step.labels)
     _, before = step.before.values()
@@ -214,7 +205,9 @@ def close(found: Tensor, expected: Tensor, rtol: float = 1e-7, atol: float = 1e-
     torch.testing.assert_close(found.detach(), expected.detach(), rtol=rtol, atol=atol)
 
 
-def assert_step(step: Step, d_loss: Tensor, g_loss: Tensor, columns: dict[str, Tensor]) -> None:
+def assert_step(
+    step: Namespace, d_loss: Tensor, g_loss: Tensor, columns: dict[str, Tensor]
+) -> None:
     """The step reported these and left these losses' gradients.
 
     D's are still those of its own update: G's has added nothing to them.

@@ -138,7 +138,7 @@ def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
         if not children.exists():
             pytest.skip("needs Linux's list of child processes")
-        wait_for_rows(4, Path("run"))
+        wait_for_rows(4, Path("run"), lambda: torchrun.poll() is None)
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
         assert torchrun.wait(120) == 0, Path("out.txt").read_text()
     finally:

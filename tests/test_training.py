@@ -214,11 +214,9 @@ def test_a_run_split_by_steps_is_the_unsplit_run(script: str, data: Path, whole:
         assert {x.dtype for x in read(run)["generator"].values()} == {torch.float32, torch.int64}
 
 
-def wait_for_rows(count: int, run: Path) -> None:
-    table = run / "metrics.csv"
-    deadline = time.monotonic() + 100
-    while not table.exists() or len(rows(run)) < count:
-        assert time.monotonic() < deadline, Path("out.txt").read_text()
+def wait_for_rows(count: int, run: Path, is_alive: Callable[[], bool]) -> None:
+    while not (run / "metrics.csv").exists() or len(rows(run)) < count:
+        assert is_alive(), Path("out.txt").read_text()
         time.sleep(0.01)
 
 
@@ -240,11 +238,11 @@ def test_a_process_killed_at_random_moments_is_resumed_exactly(script: str, data
     before = len(rows(run)) if (run / "metrics.csv").exists() else 0
     if script in SEVERAL:
         process = start(run_saving_always, *argv)
-        wait_for_rows(before + 2, run)
+        wait_for_rows(before + 2, run, process.is_alive)
         process.terminate()
     else:
         process = start(call, *argv)
-        wait_for_rows(before + 2, run)
+        wait_for_rows(before + 2, run, process.is_alive)
         os.kill(process.pid, signal.SIGINT)  # Ctrl-C
     process.join(60)
     out = Path("out.txt").read_text()
