@@ -17,8 +17,8 @@ from conftest import BANNER, ROOT, SCRIPTS
 
 # The budgets
 SCRIPT_BYTES = 28_000
-DCGAN_BYTES = 26_500
-PLUMBING_BYTES = 17_100
+DCGAN_BYTES = 27_000
+PLUMBING_BYTES = 17_000
 TOKENS_PER_LINE = 10.5  # below the banner
 LINES_PER_FUNCTION = 103
 CHANGED_LINES = {  # on each side of a diff
