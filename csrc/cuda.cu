@@ -1,8 +1,8 @@
 // The kernels on the GPU. No torch header is included, so nvcc alone compiles this file:
 //     nvcc -c -arch=sm_90 csrc/cuda.cu
 //
-// All of them are limited by memory traffic. So each thread loads 16 bytes with one instruction,
-// works on them, and stores 16 bytes with one instruction.
+// All of them are limited by memory traffic. So wherever the data are aligned, a thread loads 16
+// bytes with one instruction, works on them, and stores 16 bytes with one instruction.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -11,6 +11,7 @@
 #include "arithmetic.h"
 #include "kernels.h"
 
+// TensorList, below, is larger than that
 static_assert(CUDART_VERSION >= 12010, "before CUDA 12.1 a kernel took 4 KiB of arguments only");
 
 namespace gan {
@@ -29,13 +30,14 @@ struct alignas(16) Pack {
 
 // The elements that the threads of one block load and store at once.
 template <typename T>
-constexpr int kBlockSize = kThreads * Pack<T>::kSize;
+constexpr int kBlockElements = kThreads * Pack<T>::kSize;
 
 template <typename T>
 __device__ bool is_aligned(const T* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+// uint4 stands for any 16 bytes.
 template <typename T>
 __device__ void load_aligned(Pack<T>& pack, const T* pointer) {
     reinterpret_cast<uint4&>(pack) = *reinterpret_cast<const uint4*>(pointer);
@@ -61,7 +63,7 @@ __device__ Pack<T> load(const T* pointer, int64_t left) {
 template <typename T>
 __device__ void store(T* pointer, int64_t left, const Pack<T>& pack) {
     if (left >= Pack<T>::kSize && is_aligned(pointer)) {
-        // The intrinsic makes this one instruction; nvcc turns a plain assignment into four
+        // With a plain assignment nvcc emits four stores here, though a single load above
         __stwb(reinterpret_cast<uint4*>(pointer), reinterpret_cast<const uint4&>(pack));
         return;
     }
@@ -75,8 +77,8 @@ __device__ void store(T* pointer, int64_t left, const Pack<T>& pack) {
 
 // ----------------------------------------------------------- Lists of weights: clip and RMSprop
 
-// A list of tensors. Each is cut into blocks of kBlockSize elements, one for each block of threads,
-// and these are numbered one tensor after the other: tensor t has the blocks from first_block[t] to
+// A list of tensors. Each is cut into pieces of kBlockElements elements, one for each thread block.
+// The blocks are numbered through the whole list: tensor t has those from first_block[t] to
 // first_block[t + 1] - 1.
 //
 // The list is itself the argument of a kernel. So there is no copy to the GPU and nothing to free,
@@ -88,17 +90,16 @@ struct TensorList {
     int32_t count;
 };
 
-// Each launch carries the whole struct, and few networks have more than 40 tensors. So the kernels
-// exist for short lists and for long ones, of nearly the 32,764 bytes that CUDA allows.
+// Each launch copies the whole struct, and few networks have more than 40 tensors. So the kernels
+// exist for short lists and for long ones, which stay below CUDA's limit of 32,764 bytes.
 constexpr int kShort = 40;
 constexpr int kLong = 800;
 static_assert(sizeof(TensorList<kLong>) + sizeof(Step<double>) <= 32764);
 
-// Where a thread works: in one tensor, on the pack that begins with element `begin`. From there
-// `left` elements are left; in the last block of a tensor that may be less than a pack, zero, or
-// negative.
+// Where a thread works: in one tensor, on the pack that begins with element `begin`. `left` is
+// numel - begin: zero or negative for threads that begin past the end of the tensor.
 struct Place {
-    Weights weights;
+    Weights tensor;
     int64_t begin;
     int64_t left;
 };
@@ -118,7 +119,7 @@ __device__ Place find_place(const TensorList<kCapacity>& list) {
         }
     }
     const int64_t block_of_tensor = block - list.first_block[low];
-    const int64_t begin = block_of_tensor * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t begin = block_of_tensor * kBlockElements<T> + threadIdx.x * Pack<T>::kSize;
     return {list.weights[low], begin, list.weights[low].numel - begin};
 }
 
@@ -127,9 +128,9 @@ __device__ Place find_place(const TensorList<kCapacity>& list) {
 template <typename T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     clip_kernel(const __grid_constant__ TensorList<kCapacity> list, const Arithmetic<T> c) {
-    using A = Arithmetic<T>;
+    using A = Arithmetic<T>;  // float for the 16-bit types, else T
     const Place place = find_place<T>(list);
-    T* p = static_cast<T*>(place.weights.param) + place.begin;
+    T* p = static_cast<T*>(place.tensor.param) + place.begin;
 
     Pack<T> weights = load(p, place.left);
 #pragma unroll
@@ -145,11 +146,11 @@ __global__ void __launch_bounds__(kThreads)
                         const Step<Arithmetic<T>> step) {
     using A = Arithmetic<T>;
     const Place place = find_place<T>(list);
-    T* p = static_cast<T*>(place.weights.param) + place.begin;
-    const T* g = static_cast<const T*>(place.weights.grad) + place.begin;
-    T* v = static_cast<T*>(place.weights.square_avg) + place.begin;
+    T* p = static_cast<T*>(place.tensor.param) + place.begin;
+    const T* g = static_cast<const T*>(place.tensor.grad) + place.begin;
+    T* v = static_cast<T*>(place.tensor.square_avg) + place.begin;
 
-    // All loads come before the first store, so that none has to wait for another
+    // All loads come first: the compiler may not move one above a store to what may be its address
     Pack<T> weights = load(p, place.left);
     Pack<T> squares = load(v, place.left);
     const Pack<T> grads = load(g, place.left);
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < Pack<T>::kSize; ++k) {
         A weight = A(weights.values[k]);
         A square = A(squares.values[k]);
-        rmsprop_clip_element(weight, A(grads.values[k]), square, step);
+        rmsprop_clip_element(weight, A(grads.values[k]), square, step);  // updates both
         weights.values[k] = T(weight);
         squares.values[k] = T(square);
     }
@@ -192,7 +193,7 @@ __device__ A block_sum(A value) {
     if (threadIdx.x < kBlockThreads / kWarp) {
         warp_sum = warp_sums[threadIdx.x];
     }
-    return group_sum(warp_sum, kWarp);  // the first warp's is the one that counts
+    return group_sum(warp_sum, kWarp);  // only the first warp's is meaningful
 }
 
 // First launch: each block adds up the squares of one chunk of one sample.
@@ -202,23 +203,24 @@ __global__ void __launch_bounds__(kThreads)
     using A = Arithmetic<T>;
     const int64_t chunks = chunks_of(size);
     const int64_t sample = blockIdx.x / chunks;
-    const int64_t begin = blockIdx.x % chunks * kChunk;
+    const int64_t begin = (blockIdx.x % chunks) * kChunk;
     const int64_t left = size - begin;
     const T* x = grad + sample * size + begin;
 
     // A thread has several packs. It issues all their loads before it adds anything up, and for a
     // whole chunk without a branch in between, so that they are under way at the same time.
-    constexpr int kPacks = kChunk / kBlockSize<T>;
+    static_assert(kChunk % kBlockElements<T> == 0);
+    constexpr int kPacks = kChunk / kBlockElements<T>;
     Pack<T> packs[kPacks];
     if (left >= kChunk && is_aligned(x)) {
 #pragma unroll
         for (int i = 0; i < kPacks; ++i) {
-            load_aligned(packs[i], x + i * kBlockSize<T> + threadIdx.x * Pack<T>::kSize);
+            load_aligned(packs[i], x + i * kBlockElements<T> + threadIdx.x * Pack<T>::kSize);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < kPacks; ++i) {
-            const int offset = i * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+            const int offset = i * kBlockElements<T> + threadIdx.x * Pack<T>::kSize;
             packs[i] = load(x + offset, left - offset);
         }
     }
@@ -241,7 +243,8 @@ __global__ void __launch_bounds__(kThreads)
 // penalty.
 //
 // A group of threads works on a sample: one thread for each of its chunks, rounded up to a power of
-// two, but no more than a warp. So the order of additions follows from the shape alone.
+// two, but no more than a warp. So few threads idle, and the order of additions, on which the last
+// bits depend, follows from the shape alone.
 template <typename T>
 __global__ void __launch_bounds__(kNormThreads)
     norms_kernel(const double* partial, const int64_t batch, const int64_t size,
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(kNormThreads)
     const int group = threadIdx.x / group_size;
     const int member = threadIdx.x % group_size;
 
-    double sum = 0;  // of (norm - target)^2; only the first member of a group adds to it
+    double penalty_sum = 0;  // only the first member of a group adds to it
     for (int64_t first_sample = 0; first_sample < batch; first_sample += groups) {
         const int64_t sample = first_sample + group;
         double squares = 0;
@@ -268,12 +271,12 @@ __global__ void __launch_bounds__(kNormThreads)
         if (sample < batch && member == 0) {
             const double norm = sqrt(squares);
             norms[sample] = norm;
-            sum += (norm - target) * (norm - target);
+            penalty_sum += (norm - target) * (norm - target);
         }
     }
-    sum = block_sum<kNormThreads>(sum);
+    penalty_sum = block_sum<kNormThreads>(penalty_sum);
     if (threadIdx.x == 0) {
-        const Arithmetic<T> mean = sum / batch;
+        const Arithmetic<T> mean = penalty_sum / batch;
         *penalty = T(mean);
     }
 }
@@ -285,10 +288,10 @@ __global__ void __launch_bounds__(kThreads)
                                      const double target, const double* norms, const T* out_grad,
                                      T* grad_grad) {
     using A = Arithmetic<T>;
-    const int64_t blocks_per_sample = divide_up(size, kBlockSize<T>);
+    const int64_t blocks_per_sample = divide_up(size, kBlockElements<T>);
     const int64_t sample = blockIdx.x / blocks_per_sample;
     const int64_t block_of_sample = blockIdx.x % blocks_per_sample;
-    const int64_t begin = block_of_sample * kBlockSize<T> + threadIdx.x * Pack<T>::kSize;
+    const int64_t begin = block_of_sample * kBlockElements<T> + threadIdx.x * Pack<T>::kSize;
     const int64_t left = size - begin;
 
     Pack<T> pack = load(grad + sample * size + begin, left);
@@ -302,35 +305,34 @@ __global__ void __launch_bounds__(kThreads)
 
 // -------------------------------------------------------------------------------- The launches
 
-// The message of an error in the launches so far, or null. CUDA forgets an error that it has told.
+// The message of the last error of CUDA, or null. The error is cleared.
 const char* launch_error() {
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Calls launch(list, blocks) for every kCapacity tensors.
+// Splits the tensors into lists of at most kCapacity and calls launch(list, blocks) for each.
 template <typename T, int kCapacity, typename Launch>
-void launch_lists_of(const Weights* weights, int64_t count, const Launch& launch) {
+void launch_with_capacity(const Weights* weights, int64_t count, const Launch& launch) {
     for (int64_t first = 0; first < count; first += kCapacity) {
         TensorList<kCapacity> list;
         list.count = std::min<int64_t>(kCapacity, count - first);
         list.first_block[0] = 0;
         for (int t = 0; t < list.count; ++t) {
             list.weights[t] = weights[first + t];
-            const int64_t blocks = divide_up(list.weights[t].numel, kBlockSize<T>);
+            const int64_t blocks = divide_up(list.weights[t].numel, kBlockElements<T>);
             list.first_block[t + 1] = list.first_block[t] + blocks;
         }
-        const int blocks = list.first_block[list.count];
-        launch(list, blocks);
+        launch(list, list.first_block[list.count]);
     }
 }
 
 template <typename T, typename Launch>
 void launch_lists(const Weights* weights, int64_t count, const Launch& launch) {
     if (count <= kShort) {
-        launch_lists_of<T, kShort>(weights, count, launch);
+        launch_with_capacity<T, kShort>(weights, count, launch);
     } else {
-        launch_lists_of<T, kLong>(weights, count, launch);
+        launch_with_capacity<T, kLong>(weights, count, launch);
     }
 }
 
@@ -380,7 +382,7 @@ const char* gradient_penalty_backward(Type type, Gradients grad, double target, 
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
     with_type<__half, __nv_bfloat16>(type, [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const unsigned blocks = grad.batch * divide_up(grad.size, kBlockSize<T>);
+        const unsigned blocks = grad.batch * divide_up(grad.size, kBlockElements<T>);
         gradient_penalty_backward_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(
             static_cast<const T*>(grad.data), grad.batch, grad.size, target, norms,
             static_cast<const T*>(out_grad), static_cast<T*>(grad_grad));
