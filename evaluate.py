@@ -73,7 +73,7 @@ class Run(NamedTuple):
             yield self.script.sample(generator, self.args, z.to(self.args.device), labels)
 
 
-def load_run(folder: str, data: str | None = None, cuda: bool = False) -> Run:
+def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) -> Run:
     """Reads a run. It may come from a stranger, so nothing in its folder is executed."""
     path = Path(folder, "checkpoint.pt")
     if not path.exists():
@@ -372,7 +372,7 @@ def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
         squares = torch.addmm(norms, part, samples.T, alpha=-2)  # (100, M)
         squares += part.square().sum(1, keepdim=True)
         parts.append(torch.stack([(squares * (-0.5 / s**2)).logsumexp(1) for s in sigmas]))
-    roots = torch.tensor(sigmas).to(x) * math.sqrt(2 * math.pi)  # of 2 pi sigma^2
+    roots = x.new_tensor(sigmas) * math.sqrt(2 * math.pi)  # of 2 pi sigma^2
     return torch.cat(parts, dim=1) - (math.log(count) + dims * roots.log())[:, None]
 
 
