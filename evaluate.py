@@ -12,8 +12,8 @@
     python evaluate.py curves RUN...      metrics.csv as a plot (needs matplotlib)
     python evaluate.py fid RUN            prints the commands that compute FID with torch-fidelity
 
-A RUN is the folder that one of the scripts has written; this file, which must lie beside the
-scripts, imports it to build the networks. docs/evaluate.md explains how to read each figure.
+RUN is a folder written by one of the training scripts. Keep this file beside them: it imports the
+script of a run to rebuild the networks. docs/evaluate.md explains how to read each figure.
 """
 
 import csv
@@ -60,7 +60,7 @@ class Run(NamedTuple):
         return networks["generator_ema"]
 
     def labels(self, count: int) -> Tensor:
-        """The labels of count samples (count,): each class in turn."""
+        """The labels of count samples (count,): each class in turn, all 0 without classes."""
         return torch.arange(count) % max(1, len(self.args.classes))
 
     def draw(self, count: int, trained: bool = True) -> Iterator[Tensor]:
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 
 def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) -> Run:
-    """Reads a run. It may come from a stranger, so nothing in its folder is executed."""
+    """Loads a run without executing anything in its folder, so that a stranger's run is safe."""
     path = Path(folder, "checkpoint.pt")
     if not path.exists():
         sys.exit(f"{path} does not exist.")
@@ -83,7 +83,7 @@ def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) ->
     scripts = find_scripts()
     if name not in scripts:
         sys.exit(f"{folder} is a run of {name}, which is not one of {', '.join(scripts)}.")
-    if "sample_every" not in checkpoint["args"]:
+    if "sample_every" not in checkpoint["args"]:  # the newest option
         sys.exit(f"{folder} was trained with an older version of {name}.py. Train it again.")
     args = Namespace(**checkpoint["args"])
     args.data = data or args.data
@@ -109,7 +109,7 @@ def to_32(images: Tensor) -> Tensor:
         return images
     if side == 28:
         return F.pad(images, (2, 2, 2, 2))  # a black border, as prepare.py adds to MNIST
-    parts = images.split(1000)
+    parts = images.split(1000)  # bounds the memory
     return torch.cat([F.interpolate(x, (32, 32), mode="bilinear", antialias=True) for x in parts])
 
 
@@ -129,22 +129,24 @@ def load_training_data(run: Run) -> Part:
     """All images that the run was trained on."""
     images, labels, classes = run.script.load_data(run.args.data)
     args = run.args
-    if [*images.shape[1:3], classes] != [args.channels, args.image_size, args.classes]:
+    found = [images.shape[1], images.shape[2], classes]
+    expected = [args.channels, args.image_size, args.classes]
+    if found != expected:
         sys.exit(f"{args.data} has other sizes, channels or classes than {run.folder} had.")
     return Part(images, labels)
 
 
 def split_data(run: Run) -> tuple[Part, Part, str]:
-    """Images to compare with, images held out from these, and a text that says which they are."""
+    """Reference images, held-out images, and a description of the latter."""
     train = load_training_data(run)
     path = Path(run.args.data, "test_images.npy")
     if run.args.data != "digits" and path.exists():
         images = torch.from_numpy(np.load(path))
-        labels = torch.zeros(len(images))
+        labels = torch.zeros(len(images), dtype=torch.long)
         if run.args.classes:
             labels = torch.from_numpy(np.load(path.with_name("test_labels.npy")))
         return train, Part(images, labels), f"the test images of {run.args.data}"
-    step = max(6, math.ceil(len(train.images) / 10_000))
+    step = max(6, math.ceil(len(train.images) / 10_000))  # a sixth, at most 10,000 images
     is_held_out = torch.arange(len(train.images)) % step == 0
     rest = Part(train.images[~is_held_out], train.labels[~is_held_out])
     held_out = Part(train.images[is_held_out], train.labels[is_held_out])
@@ -153,12 +155,12 @@ def split_data(run: Run) -> tuple[Part, Part, str]:
 
 
 def new_classifier(channels: int, classes: int) -> nn.Sequential:
-    """Maps images (N, channels, 32, 32) in [-1, 1] to features (N, 128) and, at last, to logits."""
+    """Maps images (N, channels, 32, 32) to logits. All layers but the last give 128 features."""
     layers = []
     for before, after in ((channels, 32), (32, 64), (64, 128)):  # to 16x16, 8x8, 4x4
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)]
         layers += [nn.BatchNorm2d(after), nn.ReLU()]
-    layers += [nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes)]
+    layers += [nn.Flatten(), nn.Linear(128 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, classes)]
     return nn.Sequential(*layers)
 
 
@@ -193,7 +195,7 @@ def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -
     else:
         train_classifier(classifier, images, labels)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")  # if the process is killed here, there is no .pt
+        part = path.with_suffix(".part")  # so that an interrupted save leaves no broken .pt
         torch.save(classifier.state_dict(), part)
         part.replace(path)
     return classifier.eval()
@@ -218,7 +220,8 @@ def frechet(x: Tensor, y: Tensor) -> float:
     a = x.T.cov(correction=0)
     b = y.T.cov(correction=0)
     values, vectors = torch.linalg.eigh(a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    # The trace of a root is the sum of the roots of the eigenvalues
     cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
     squared_distance = (x.mean(0) - y.mean(0)).square().sum()
     return (squared_distance + a.trace() + b.trace() - 2 * cross).item()
@@ -229,8 +232,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Distances (N, k) and indices (N, k) of the k images of train that are nearest to each of x.
 
-    All are uint8, of one size. The distance is Euclidean, with pixels from 0 to 1. To bound the
-    memory, train is taken in chunks of so many pixels.
+    All are uint8, of one size. The distance is Euclidean, with pixels from 0 to 1. train is
+    processed in parts of at most `chunk` pixels.
     """
     flat = x.flatten(1).to(device).float() / 255
     best = torch.full((len(x), k), math.inf, device=device)
@@ -238,13 +241,14 @@ def nearest(
     step = max(1, chunk // flat.shape[1])
     for start in tqdm(range(0, len(train), step), "neighbours", leave=False):
         part = train[start : start + step].flatten(1).to(device).float() / 255
-        # |x - y|^2 without |x|^2, which makes no difference to the order
+        # |part|^2 - 2 flat part: the squared distance but for |flat|^2, which changes no order
         squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, step)
         found, place = squares.topk(min(k, len(part)), dim=1, largest=False)
+        # Merge with the best of the parts before
         best, order = torch.cat([best, found], dim=1).topk(k, dim=1, largest=False)
         index = torch.cat([index, place + start], dim=1).gather(1, order)
     index = index.cpu()
-    distances = []
+    distances = []  # exact ones, as the differences above lose digits
     for column in index.T:
         difference = (x.float() - train[column].float()) / 255
         distances.append(difference.flatten(1).norm(dim=1))
@@ -258,7 +262,7 @@ def memorised(images: Tensor, train: Tensor, device: str) -> float:
 
 
 def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The mean distance of two images of a class, for each class; NaN if it has less than two."""
+    """The mean distance between two images of each class; NaN if there are fewer than two."""
     means = []
     for label in range(classes):
         part = images[labels == label][:500]
@@ -279,17 +283,19 @@ class Judge:
         reference = images if reference is None else to_32(reference)
         self.classes = classes
         self.classifier = load_classifier(images, train.labels, classes, device)
-        self.features, read = classify(self.classifier, reference)
-        self.share = read.bincount(minlength=classes) / len(read)
-        self.spread = spread(reference, read, classes)
+        self.features, predicted = classify(self.classifier, reference)
+        self.share = predicted.bincount(minlength=classes) / len(predicted)
+        self.spread = spread(reference, predicted, classes)
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
-        """Figures of images uint8 (N, C, 32, 32), the accuracy only with the labels asked for."""
-        features, read = classify(self.classifier, images)
-        share = read.bincount(minlength=self.classes) / len(read)
-        is_drawn = (share > 0) & (share >= self.share / 10)
+        """Figures of images uint8 (N, C, 32, 32); the accuracy only if labels are given."""
+        features, predicted = classify(self.classifier, images)
+        share = predicted.bincount(minlength=self.classes) / len(predicted)
+        is_drawn = (share > 0) & (share >= self.share / 10)  # a tenth of the reference's share
         entropy = share.xlogy(share).sum().abs().item()
-        diversity = spread(images, read, self.classes) / self.spread  # NaN for classes not drawn
+        diversity = (
+            spread(images, predicted, self.classes) / self.spread
+        )  # NaN for classes not drawn
         figures = {
             "images": len(images),
             "classes": is_drawn.sum().item(),
@@ -300,11 +306,11 @@ class Judge:
             "frechet": frechet(features, self.features),
         }
         if labels is not None:
-            figures["accuracy"] = (read == labels).double().mean().item()
+            figures["accuracy"] = (predicted == labels).double().mean().item()
         return figures
 
 
-COLUMNS = {  # of the table, and how their numbers are printed
+COLUMNS = {  # column name: number format
     "images": ",.0f",
     "classes": ".0f",
     "entropy": ".3f",
@@ -351,7 +357,9 @@ def score(options: Namespace) -> None:
     data = runs[0].args.data
     for run in runs:
         if run.args.data != data or run.args.classes != runs[0].args.classes:
-            sys.exit(f"{run.folder} and {runs[0].folder} have other data. Score them separately.")
+            sys.exit(
+                f"{run.folder} and {runs[0].folder} were trained on different data. Score them apart."
+            )
     if not runs[0].args.classes:
         sys.exit(f"score needs images with classes, and {data} has none.")
     train, held_out, held_out_text = split_data(runs[0])
@@ -363,7 +371,7 @@ def score(options: Namespace) -> None:
 def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
     """log p(x) (len(sigmas), N), where p is the mean of the Gaussians N(sample, sigma^2 I).
 
-    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 cancels.
+    x (N, D) and samples (M, D) are float64, because |x|^2 - 2 x sample + |sample|^2 loses digits.
     """
     count, dims = samples.shape
     norms = samples.square().sum(1)
@@ -372,8 +380,9 @@ def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
         squares = torch.addmm(norms, part, samples.T, alpha=-2)  # (100, M)
         squares += part.square().sum(1, keepdim=True)
         parts.append(torch.stack([(squares * (-0.5 / s**2)).logsumexp(1) for s in sigmas]))
-    roots = x.new_tensor(sigmas) * math.sqrt(2 * math.pi)  # of 2 pi sigma^2
-    return torch.cat(parts, dim=1) - (math.log(count) + dims * roots.log())[:, None]
+    factors = x.new_tensor(sigmas) * math.sqrt(2 * math.pi)
+    log_norms = math.log(count) + dims * factors.log()  # (len(sigmas),)
+    return torch.cat(parts, dim=1) - log_norms[:, None]
 
 
 def parzen(options: Namespace) -> None:
@@ -401,7 +410,7 @@ def parzen(options: Namespace) -> None:
     x = to_vectors(test.images)
     sigmas = torch.logspace(-1, 0, 55).tolist()
     print(f"test        {test_text} ({len(x):,} x {x.shape[1]} pixels)")
-    print(f"sigma       the best of 55 for {len(valid):,} training images, from {begin:,} on")
+    print(f"sigma       the best of 55 for {len(valid):,} training images from number {begin:,} on")
     names = ["training images", str(run.folder), "untrained"]
     width = max(len(name) for name in names)
     print(f"{'samples':{width}}{'number':>9}{'sigma':>8}{'log-likelihood':>17}", flush=True)
