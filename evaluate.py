@@ -358,7 +358,7 @@ def score(options: Namespace) -> None:
     for run in runs:
         if run.args.data != data or run.args.classes != runs[0].args.classes:
             sys.exit(
-                f"{run.folder} and {runs[0].folder} were trained on different data. Score them apart."
+                f"{run.folder} and {runs[0].folder} have different data. Score them separately."
             )
     if not runs[0].args.classes:
         sys.exit(f"score needs images with classes, and {data} has none.")
