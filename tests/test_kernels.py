@@ -1,13 +1,12 @@
 """gan_kernels against the formulas in float64, on the CPU and, where there is one, on a GPU.
 
-The fixture `kernels` is the package with its kernels and then a copy without a library, which
-computes in plain PyTorch. The fixture `built` is the package with its kernels alone.
+With the fixture `kernels` a test runs twice: on the package, and on a copy without a library, which
+computes in plain PyTorch. With `built` it runs on the package alone.
 """
 
 import copy
 import functools
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -30,28 +29,23 @@ except ImportError:  # never built
 pytestmark = pytest.mark.filterwarnings("ignore:gan_kernels computes in plain PyTorch")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 NO_GPU = gan_kernels is None or gan_kernels.why_not("cuda") is not None
+NO_BUILD = gan_kernels is None or not shutil.which("c++")
 NEEDS_GPU = pytest.mark.skipif(NO_GPU, reason="no GPU here, or no kernels for it")
-EXACTLY = {"rtol": 0, "atol": 0, "equal_nan": True}
 NUMBERS = (0.01, 0.9, 1e-3, 0.5)  # lr, alpha, eps and the bound of the weights
 OPS = torch.ops.gan_kernels
-DOCTOR = [sys.executable, "-m", "gan_kernels"]
+REFUSED_OPTIONS = ["momentum", "weight_decay", "centered", "maximize", "differentiable"]
+NO_COMPILER = {"_build.json": '{"error": "there is no compiler"}'}
 
 
-def copy_package(folder: Path, build_info: dict | None) -> Path:
-    """Copies gan_kernels as it would be without a library, after setup.py has left build_info."""
+def import_copy(folder: Path, **files: str) -> ModuleType:
+    """Imports a copy of gan_kernels that has these files in place of what setup.py has built."""
     package = folder / "gan_kernels"
-    ignored = shutil.ignore_patterns("_C*", "_build.json", "__pycache__")
-    shutil.copytree(ROOT / "gan_kernels", package, ignore=ignored)
-    if build_info:
-        (package / "_build.json").write_text(json.dumps(build_info))
-    return package
-
-
-def import_package(package: Path) -> ModuleType:
-    """Imports such a copy beside the real package, under another name."""
-    name = f"gan_kernels_in_{package.parent.name}"
+    built = shutil.ignore_patterns("_C*", "_build.json", "__pycache__")
+    shutil.copytree(ROOT / "gan_kernels", package, ignore=built)
+    for file, text in files.items():
+        (package / file).write_text(text)
+    name = f"gan_kernels_in_{folder.name}"  # not the name of the real package
     spec = importlib.util.spec_from_file_location(name, package / "__init__.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -59,28 +53,36 @@ def import_package(package: Path) -> ModuleType:
     return module
 
 
+def run_doctor(folder: Path) -> subprocess.CompletedProcess:
+    """Runs python -m gan_kernels with the package in folder."""
+    command = [sys.executable, "-m", "gan_kernels"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU, id="gpu")])
-def device(request: pytest.FixtureRequest) -> str:
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request) -> torch.dtype:
     return request.param
 
 
 @pytest.fixture(scope="session")
-def formula(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    folder = tmp_path_factory.mktemp("formula")
-    return import_package(copy_package(folder, {"error": "there was no compiler"}))
+def formula(tmp_path_factory) -> ModuleType:
+    return import_copy(tmp_path_factory.mktemp("formula"), **NO_COMPILER)
 
 
 @pytest.fixture
 def built() -> ModuleType:
-    if gan_kernels is None:
-        pytest.skip("gan_kernels was never built; pip install -e . does it")
-    if gan_kernels.why_not("cpu"):
-        pytest.skip(gan_kernels.why_not("cpu"))
+    if gan_kernels is None or gan_kernels.why_not("cpu"):
+        pytest.skip("gan_kernels is not built; pip install -e . does it")
     return gan_kernels
 
 
 @pytest.fixture(params=["built", "formula"])
-def kernels(request: pytest.FixtureRequest) -> ModuleType:
+def kernels(request) -> ModuleType:
     torch.manual_seed(0)
     return request.getfixturevalue(request.param)
 
@@ -90,64 +92,47 @@ def layouts(device: str, dtype: torch.dtype) -> list[Tensor]:
     make = functools.partial(torch.randn, device=device, dtype=dtype)
     return [
         make(()),
-        make(0),
-        make(3, 0, 2),
+        make(0, 3),
         make(7),
-        make(100_003),
+        make(3, 100_001),
         make(40, 1, 1, 50),
         make(8, 16, 4, 4).to(memory_format=torch.channels_last),
-        make(1, 5, 3, 3).to(memory_format=torch.channels_last),
         make(30, 40).t(),
         make(20, 30, 40).permute(2, 0, 1),
-        make(50, 60)[:, ::3],
-        make(50, 60)[5:20, 7:30],
-        make(9001)[1:],  # does not begin at a multiple of 16 bytes
+        make(50, 60)[5:20, 7:30:3],
+        make(9001)[1:].view(9, 1000),  # does not begin at a multiple of 16 bytes
         make(20, 30)[:, 4],
     ]
 
 
-@EACH_DTYPE
-def test_clip_is_clamp_in_any_layout(kernels: ModuleType, device: str, dtype: torch.dtype) -> None:
-    infinity = float("inf")
-    special = torch.tensor([float("nan"), infinity, -infinity, 0.0, -0.0], device=device)
+def test_clip_is_clamp_in_any_layout(kernels, device, dtype) -> None:
+    special = torch.tensor([float("nan"), float("inf"), -float("inf")], device=device)
     params = [nn.Parameter(x) for x in [*layouts(device, dtype), special.to(dtype)]]
     expected = [p.detach().clamp(-0.3, 0.3) for p in params]
     kernels.clip_weights_(params, 0.3)
-    torch.testing.assert_close([p.data for p in params], expected, **EXACTLY)
+    found = [p.data for p in params]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_clip_writes_nothing_beside_a_view(kernels: ModuleType, device: str) -> None:
+def test_clip_writes_nothing_beside_a_view(kernels, device) -> None:
     whole = torch.full((50, 60), 2.0, device=device)
-    kernels.clip_weights_([whole[5:20, 7:30], whole[40, ::2]], 1.0)
+    kernels.clip_weights_([whole[5:20, 7:30:2]], 1.0)
     expected = torch.full((50, 60), 2.0, device=device)
-    expected[5:20, 7:30] = 1
-    expected[40, ::2] = 1
+    expected[5:20, 7:30:2] = 1
     assert torch.equal(whole, expected)
 
 
-def test_clip_takes_long_lists_of_several_dtypes(kernels: ModuleType, device: str) -> None:
-    dtypes = DTYPES * 425
-    params = [torch.full((i % 5,), 2, device=device, dtype=x) for i, x in enumerate(dtypes)]
-    kernels.clip_weights_(params, 1.0)
+def test_clip_takes_long_lists_of_several_dtypes_and_empty_ones(kernels, device) -> None:
+    params = [torch.full((3,), 2, device=device, dtype=dtype) for dtype in DTYPES * 425]
+    kernels.clip_weights_(iter(params), 1.0)
+    kernels.clip_weights_([], 1.0)
     assert all(p.eq(1).all() for p in params)
 
 
-def test_lists_may_be_empty_and_any_iterable(kernels: ModuleType) -> None:
-    p = torch.ones(2)
-    kernels.rmsprop_clip_(iter([p]), iter([p.clone()]), iter([p.clone()]), *NUMBERS)
-    assert p.eq(0.5).all()
-    kernels.clip_weights_(iter([p]), 0.25)
-    assert p.eq(0.25).all()
-    kernels.clip_weights_(iter(()), 1.0)
-    kernels.rmsprop_clip_([], [], [], *NUMBERS)
-
-
-def test_autograd_notices_that_a_saved_weight_was_changed(kernels: ModuleType) -> None:
+def test_autograd_notices_that_a_saved_weight_was_changed(kernels) -> None:
     weight = nn.Parameter(torch.randn(3))
-    other = torch.randn(3, requires_grad=True)
-    loss = (weight * other).square().sum()
+    loss = weight.square().sum()
     kernels.clip_weights_([weight], 0.1)
-    assert weight.is_leaf
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -160,152 +145,121 @@ def expected_step(p: Tensor, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return weights.clamp(-c, c).to(p.dtype), square_avg.to(p.dtype)
 
 
-@EACH_DTYPE
-def test_step_is_right_in_any_layout(kernels: ModuleType, device: str, dtype: torch.dtype) -> None:
+def test_step_is_right_in_any_layout(kernels, device, dtype) -> None:
     params = layouts(device, dtype)
     grads = layouts(device, dtype)
-    squares = [v.abs_() for v in layouts(device, dtype)]
-    grads[6] = grads[6].contiguous()  # some that are in another layout than their weights
-    grads[8] = grads[8].contiguous()
-    squares[8] = squares[8].contiguous()
-    squares[13] = squares[13].contiguous()
-    grads_before = copy.deepcopy(grads)
+    squares = [v.abs().contiguous() for v in layouts(device, dtype)]
+    grads[5:7] = [g.contiguous() for g in grads[5:7]]  # their weights are in another layout
     expected = [expected_step(*tensors) for tensors in zip(params, grads, squares, strict=True)]
-    kernels.rmsprop_clip_(params, grads, squares, *NUMBERS)
+    kernels.rmsprop_clip_(iter(params), iter(grads), iter(squares), *NUMBERS)
     torch.testing.assert_close(list(zip(params, squares, strict=True)), expected)
-    torch.testing.assert_close(grads, grads_before, **EXACTLY)
 
 
-def test_fifty_steps_are_those_of_rmsprop_and_clamp(kernels: ModuleType, device: str) -> None:
+def test_steps_are_those_of_rmsprop_and_clamp_and_states_can_be_exchanged(kernels, device) -> None:
     p = nn.Parameter(torch.randn(70, 30, device=device) * 0.01)
     q = nn.Parameter(p.detach().clone())
-    ours = kernels.RMSpropClip([p], clip=0.01, lr=5e-4)
-    theirs = RMSprop([q], lr=5e-4)
-    for _ in range(50):
+    ours = kernels.RMSpropClip([p], clip=0.01, lr=5e-4, alpha=0.9)
+    theirs = RMSprop([q], lr=5e-4, alpha=0.9)
+    for _ in range(20):
+        saved = copy.deepcopy(ours.state_dict())
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        theirs.load_state_dict(saved)
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
         ours.step()
         theirs.step()
         q.data.clamp_(-0.01, 0.01)
-    is_formula_on_cpu = kernels is not gan_kernels and device == "cpu"
-    tolerance = EXACTLY if is_formula_on_cpu else {"rtol": 1e-5, "atol": 1e-8}
-    torch.testing.assert_close(p, q, **tolerance)
-    torch.testing.assert_close(ours.state[p], theirs.state[q], **tolerance)
+    found = [p, ours.state[p]]
+    torch.testing.assert_close(found, [q, theirs.state[q]], rtol=1e-5, atol=1e-8)
 
 
-def test_rmsprop_and_rmsprop_clip_continue_from_each_others_state(kernels: ModuleType) -> None:
-    p = nn.Parameter(torch.randn(3))
-    p.grad = torch.randn(3)
-    ours = kernels.RMSpropClip([p], clip=10.0, lr=1e-3, alpha=0.9)
-    ours.step()
-    saved = copy.deepcopy(ours.state_dict())
-    theirs = RMSprop([p])
-    theirs.load_state_dict(saved)
-    resumed = kernels.RMSpropClip([p], clip=10.0)
-    resumed.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(resumed.state_dict()["state"], saved["state"], **EXACTLY)
-    assert resumed.state_dict()["param_groups"] == saved["param_groups"]
-
-
-def test_what_has_no_gradient_is_clipped_and_gets_no_state(kernels: ModuleType) -> None:
-    p = nn.Parameter(torch.full((3,), 2.0))
-    optimizer = kernels.RMSpropClip([p], clip=0.5, lr=0.1)
-    optimizer.step()
-    assert p.eq(0.5).all()
-    assert p not in optimizer.state
-
-
-def test_a_step_takes_a_closure_and_returns_its_loss(kernels: ModuleType) -> None:
+def test_a_step_returns_the_loss_and_clips_what_has_no_gradient(kernels) -> None:
     p = nn.Parameter(torch.ones(3))
-    optimizer = kernels.RMSpropClip([p], clip=0.5)
+    unused = nn.Parameter(torch.ones(3))
+    optimizer = kernels.RMSpropClip([p, unused], clip=0.5)
 
     def closure() -> Tensor:
         loss = (2 * p).sum()
         loss.backward()
         return loss
 
-    with torch.no_grad():
-        assert optimizer.step(closure) == 6
+    assert optimizer.step(closure) == 6
     assert p.eq(0.5).all()
+    assert unused.eq(0.5).all()
+    assert unused not in optimizer.state
 
 
-def test_hooks_run_once_a_step_and_may_change_the_gradients(kernels: ModuleType) -> None:
+def test_hooks_run_once_a_step_and_may_change_the_gradients(kernels) -> None:
     RMSprop([torch.ones(3)])  # from the first instance on, PyTorch runs hooks in RMSprop.step, too
     p = nn.Parameter(torch.zeros(3))
     p.grad = torch.ones(3)
     optimizer = kernels.RMSpropClip([p], clip=0.5, lr=0.25, alpha=0.0, eps=0.0)
-    calls = []
 
     def negate_gradient(*_: object) -> None:
-        calls.append("hook")
         p.grad.neg_()
 
     optimizer.register_step_pre_hook(negate_gradient)
     optimizer.step()
-    assert calls == ["hook"]
     assert p.eq(0.25).all()
 
 
-REFUSED = {"momentum": 0.9, "weight_decay": 0.1, "centered": True, "maximize": True}
-
-
-@pytest.mark.parametrize(("name", "value"), REFUSED.items())
-def test_options_not_computed_are_refused(kernels: ModuleType, name: str, value: float) -> None:
+@pytest.mark.parametrize("option", REFUSED_OPTIONS)
+def test_options_not_computed_are_refused_whenever_they_come(kernels, option) -> None:
     p = nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match=name):
-        kernels.RMSpropClip([p], clip=0.5, **{name: value})
+    with pytest.raises(ValueError, match=option):
+        kernels.RMSpropClip([p], clip=0.5, **{option: True})
     optimizer = kernels.RMSpropClip([p], clip=0.5)
-    optimizer.load_state_dict(RMSprop([p], **{name: value}).state_dict())
-    with pytest.raises(ValueError, match=name):
+    optimizer.load_state_dict(RMSprop([p], **{option: True}).state_dict())
+    with pytest.raises(ValueError, match=option):
         optimizer.step()
-    assert p.eq(1).all()
+
+
+def test_a_learning_rate_that_is_not_on_the_cpu_is_refused(kernels) -> None:
+    optimizer = kernels.RMSpropClip([torch.ones(3)], clip=0.5, lr=torch.tensor(0.1))
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+    with pytest.raises(ValueError, match="lr as a number or a tensor on the CPU"):
+        optimizer.step()
 
 
 def reference_penalty(grad: Tensor, target: float = 1.0) -> Tensor:
     return (grad.unsqueeze(-1).flatten(1).norm(2, dim=1) - target).square().mean()
 
 
-def gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Random gradients in all kinds of memory layouts, also expanded ones."""
-    samples = torch.randn(3, 1, 5, device=device, dtype=dtype).expand(3, 6, 5)
-    batch = torch.randn(1, 5, device=device, dtype=dtype).expand(4, 5)
-    long_samples = torch.randn(7, 9001, device=device, dtype=dtype)
-    return [*layouts(device, dtype)[3:], long_samples, samples, batch]  # not the first: empty ones
+def derivatives(penalty: Callable, values: Tensor, direction: Tensor) -> list[Tensor]:
+    """Three times the penalty, its gradient, and the second derivative in a direction."""
+    grad = values.detach().requires_grad_()
+    result = 3 * penalty(grad, 2.0)
+    (first,) = torch.autograd.grad(result, grad, create_graph=True)
+    (second,) = torch.autograd.grad(first, grad, direction)
+    return [result, first, second]
 
 
-@EACH_DTYPE
-@pytest.mark.parametrize("target", [1.0, 0.0, 30.0])
-def test_penalty_and_its_gradient_are_right_in_any_layout(
-    kernels: ModuleType, device: str, dtype: torch.dtype, target: float
-) -> None:
+def test_penalty_and_derivatives_are_right_in_any_layout(kernels, device, dtype) -> None:
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
     if dtype in (torch.float16, torch.bfloat16):
         tolerance = {"rtol": 1e-2, "atol": 1e-3}
-    for values in gradients(device, dtype):
-        grad = values.detach().requires_grad_()
-        penalty = kernels.gradient_penalty(grad, target)
-        (3 * penalty).backward()
-        grad64 = values.detach().double().requires_grad_()
-        expected = reference_penalty(grad64, target)
-        (3 * expected).backward()
-        torch.testing.assert_close(penalty, expected.to(dtype))
-        torch.testing.assert_close(grad.grad, grad64.grad.to(dtype), **tolerance)
+    sample = torch.randn(1, 5, device=device, dtype=dtype)
+    not_empty = layouts(device, dtype)[2:]
+    for values in not_empty:
+        values.add_(values.sign())  # near zero, float32 cannot give the second derivative
+    for values in [*not_empty, sample.expand(4, 5), sample[:, None].expand(1, 6, 5)]:
+        direction = torch.randn_like(values)
+        found = derivatives(kernels.gradient_penalty, values, direction)
+        expected = derivatives(reference_penalty, values.double(), direction.double())
+        torch.testing.assert_close(found, [x.to(dtype) for x in expected], **tolerance)
 
 
-def test_at_zero_the_first_and_second_derivative_are_zero(kernels: ModuleType, device: str) -> None:
+def test_where_the_gradient_is_zero_the_derivatives_are_zero(kernels, device) -> None:
     grad = torch.randn(3, 4, device=device)
     grad[1] = 0
-    grad.requires_grad_()
-    penalty = kernels.gradient_penalty(grad)
-    torch.testing.assert_close(penalty, reference_penalty(grad))
-    (first,) = torch.autograd.grad(penalty, grad, create_graph=True)
-    (second,) = torch.autograd.grad(first.square().sum(), grad)
-    for derivative in (first, second):
+    penalty, *both = derivatives(kernels.gradient_penalty, grad, torch.ones_like(grad))
+    torch.testing.assert_close(penalty, 3 * reference_penalty(grad, 2.0))
+    for derivative in both:
         assert derivative[1].eq(0).all()
-        assert derivative.isfinite().all()
 
 
-def test_an_empty_batch_gives_nan_and_empty_samples_the_target(kernels: ModuleType) -> None:
+def test_an_empty_batch_gives_nan_and_empty_samples_the_target(kernels) -> None:
     empty = torch.zeros(0, 3, requires_grad=True)
     penalty = kernels.gradient_penalty(empty)
     assert penalty.isnan()
@@ -314,102 +268,84 @@ def test_an_empty_batch_gives_nan_and_empty_samples_the_target(kernels: ModuleTy
     assert kernels.gradient_penalty(torch.zeros(2, 0), 3.0) == 9
 
 
-def test_the_first_and_second_derivative_are_right(kernels: ModuleType, device: str) -> None:
+def test_gradgradcheck_finds_no_fault(kernels, device) -> None:
     grad = torch.randn(2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
     penalty = functools.partial(kernels.gradient_penalty, target=0.7)
-    assert torch.autograd.gradcheck(penalty, grad)
     assert torch.autograd.gradgradcheck(penalty, grad)
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])
-def test_the_critics_weight_gradients_are_those_of_the_formula(
-    kernels: ModuleType, device: str, amp: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    critic = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 1, 8))
-    critic.to(device, memory_format=torch.channels_last)
-    images = torch.rand(8, 3, 16, 16, device=device) * 2 - 1
-    found = []
-    for penalty in (kernels.gradient_penalty, reference_penalty):
-        x = images.clone().requires_grad_()
-        with torch.autocast(device, torch.bfloat16, enabled=amp):
-            scores = critic(x)
-        (grad,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-        weights = [critic[0].weight, critic[2].weight]
-        found.append(torch.autograd.grad(10 * penalty(grad), weights))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
+def test_under_autocast_the_critics_gradients_are_those_of_the_formula(kernels, device) -> None:
+    critic = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).to(device)
+    x = torch.randn(4, 6, device=device, requires_grad=True)
+    with torch.autocast(device, torch.bfloat16):
+        (grad,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        penalty = kernels.gradient_penalty(grad)
+        expected = reference_penalty(grad)
+    found_grad = torch.autograd.grad(penalty, critic[0].weight, retain_graph=True)
+    expected_grad = torch.autograd.grad(expected, critic[0].weight)
+    torch.testing.assert_close(found_grad, expected_grad, rtol=1e-2, atol=1e-4)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(
-    built: ModuleType, request: pytest.FixtureRequest
-) -> None:
-    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
-    grad = torch.randn(5, 100_001, requires_grad=True)
-    results = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        penalty = built.gradient_penalty(grad)
-        results.append([penalty, *torch.autograd.grad(penalty, grad)])
-    torch.testing.assert_close(*results, **EXACTLY)
+def test_results_do_not_depend_on_the_number_of_threads(built) -> None:
+    grad = torch.randn(5, 100_001)
+    alone = built.gradient_penalty(grad)
+    torch.set_num_threads(3)
+    together = built.gradient_penalty(grad)
+    torch.set_num_threads(1)  # as conftest.py has it
+    assert torch.equal(alone, together)
 
 
-def test_a_long_sum_keeps_the_accuracy_of_float32(built: ModuleType, device: str) -> None:
-    grad = torch.rand(2, 3_000_000, device=device)
-    expected = reference_penalty(grad.double())
-    assert abs(built.gradient_penalty(grad).double() / expected - 1) < 1e-6
+def refusal(function: Callable, *arguments: object) -> str:
+    with pytest.raises(RuntimeError) as error:
+        function(*arguments)
+    return str(error.value)
 
 
-def test_what_does_not_fit_is_refused_in_a_sentence(built: ModuleType) -> None:
+def test_what_does_not_fit_is_refused_in_a_sentence(built) -> None:
     x = torch.ones(3)
-    expanded = torch.ones(1).expand(3)
-    with pytest.raises(RuntimeError, match="params must be float32, float64, float16 or bfloat16"):
-        built.clip_weights_([x, x.int()], 0.5)
-    with pytest.raises(RuntimeError, match="c must not be negative"):
-        built.clip_weights_([x], -0.5)
-    with pytest.raises(RuntimeError, match="params and square_avgs must not be expanded"):
-        built.clip_weights_([x, expanded], 0.5)
-    with pytest.raises(RuntimeError, match="params, grads and square_avgs must be equally many"):
-        built.rmsprop_clip_([x], [], [], *NUMBERS)
-    with pytest.raises(RuntimeError, match="params and grads must have the same shapes"):
-        built.rmsprop_clip_([x], [x[:2]], [x], *NUMBERS)
-    with pytest.raises(RuntimeError, match="params and square_avgs must have the same dtypes"):
-        built.rmsprop_clip_([x], [x], [x.double()], *NUMBERS)
-    with pytest.raises(RuntimeError, match="grad must have a batch dimension"):
-        built.gradient_penalty(torch.ones(()))
+    clip, step, penalty = built.clip_weights_, built.rmsprop_clip_, built.gradient_penalty
+    dtypes = "must be float32, float64, float16 or bfloat16"
+    assert f"params {dtypes}" in refusal(clip, [x, x.int()], 0.5)
+    assert f"grad {dtypes}" in refusal(penalty, x.int())
+    assert "grad must have a batch dimension" in refusal(penalty, torch.ones(()))
+    assert "c must not be negative" in refusal(clip, [x], -0.5)
+    assert "must not be expanded" in refusal(clip, [x, torch.ones(1).expand(3)], 0.5)
+    assert "must be equally many" in refusal(step, [x], [], [], *NUMBERS)
+    assert "must have the same shapes" in refusal(step, [x], [x[:2]], [x], *NUMBERS)
+    assert "must have the same dtypes" in refusal(step, [x], [x], [x.double()], *NUMBERS)
     assert x.eq(1).all()  # not even changed in part
 
 
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
-def test_opcheck_finds_no_fault(built: ModuleType, device: str, requires_grad: bool) -> None:
-    make = functools.partial(torch.randn, device=device, requires_grad=requires_grad)
-    params, grads, squares = [[make(3, 4), make(5)] for _ in range(3)]
-    with torch.no_grad():
-        torch.library.opcheck(OPS.rmsprop_clip_.default, (params, grads, squares, *NUMBERS))
-        torch.library.opcheck(OPS.clip_weights_.default, (params, 0.5))
+@NEEDS_GPU
+def test_tensors_on_a_gpu_and_on_the_cpu_are_refused_together() -> None:
+    mixed = [torch.zeros(3, device="cuda"), torch.zeros(3)]
+    assert "on one device" in refusal(gan_kernels.clip_weights_, mixed, 1.0)
+
+
+def test_opcheck_finds_no_fault(built, device) -> None:
+    lists = [[torch.rand(4, device=device), torch.rand(5, device=device)] for _ in range(3)]
+    torch.library.opcheck(OPS.rmsprop_clip_.default, (*lists, *NUMBERS))
+    torch.library.opcheck(OPS.clip_weights_.default, (lists[0], 0.5))
+    grad = torch.randn(3, 4, device=device).t().requires_grad_()
+    torch.library.opcheck(OPS.gradient_penalty.default, (grad, 0.7))
+    out_grad = torch.ones((), device=device, requires_grad=True)
     norms = torch.rand(4, device=device, dtype=torch.float64)
-    transposed = make(3, 4, 5).detach().transpose(0, 1).requires_grad_(requires_grad)
-    for grad in (make(4, 3, 5), transposed):
-        torch.library.opcheck(OPS.gradient_penalty.default, (grad, 0.7))
-        arguments = (make(()), grad, norms, 0.7)
-        torch.library.opcheck(OPS.gradient_penalty_backward.default, arguments)
+    torch.library.opcheck(OPS.gradient_penalty_backward.default, (out_grad, grad, norms, 0.7))
 
 
-def test_everything_works_inside_torch_compile(kernels: ModuleType, device: str) -> None:
-    def step(params: list, grads: list, squares: list, x: Tensor) -> Tensor:
-        kernels.rmsprop_clip_(params, grads, squares, *NUMBERS)
-        kernels.clip_weights_(squares, 0.2)
-        return kernels.gradient_penalty(2 * x) + params[0].sum()
+def test_everything_works_inside_torch_compile(kernels, device) -> None:
+    def step(p: Tensor, g: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        kernels.rmsprop_clip_([p], [g], [v], *NUMBERS)
+        kernels.clip_weights_([v], 0.2)
+        return kernels.gradient_penalty(2 * x) + p.sum()
 
-    lists = [[torch.rand(3, 4, device=device), torch.rand(5, device=device)] for _ in range(3)]
-    expected_lists = copy.deepcopy(lists)
+    tensors = [torch.rand(3, 4, device=device) for _ in range(3)]
+    expected_tensors = copy.deepcopy(tensors)
     x = torch.randn(4, 6, device=device, requires_grad=True)
-    expected = step(*expected_lists, x)
-    result = torch.compile(step, fullgraph=True)(*lists, x)
-    torch.testing.assert_close(result, expected)
-    torch.testing.assert_close(lists, expected_lists)
-    expected_grad = torch.autograd.grad(expected, x)
-    torch.testing.assert_close(torch.autograd.grad(result, x), expected_grad)
+    expected = step(*expected_tensors, x)
+    result = torch.compile(step, fullgraph=True)(*tensors, x)
+    torch.testing.assert_close([result, *tensors], [expected, *expected_tensors])
+    torch.testing.assert_close(torch.autograd.grad(result, x), torch.autograd.grad(expected, x))
 
 
 def count_launches(function: Callable, *arguments: object) -> int:
@@ -425,93 +361,44 @@ def count_launches(function: Callable, *arguments: object) -> int:
 def test_on_a_gpu_an_operator_is_one_launch_and_the_penalty_two() -> None:
     lists = [[torch.rand(1 + i % 3, device="cuda") for i in range(60)] for _ in range(3)]
     grad = torch.randn(64, 3, 64, 64, device="cuda")
-    out_grad = torch.ones((), device="cuda")
-    _, norms = OPS.gradient_penalty(grad)
+    penalty, norms = OPS.gradient_penalty(grad)
     assert count_launches(gan_kernels.clip_weights_, lists[0], 0.5) == 1
     assert count_launches(gan_kernels.rmsprop_clip_, *lists, *NUMBERS) == 1
     assert count_launches(OPS.gradient_penalty, grad) == 2
-    assert count_launches(OPS.gradient_penalty_backward, out_grad, grad, norms, 1.0) == 1
+    assert count_launches(OPS.gradient_penalty_backward, penalty, grad, norms, 1.0) == 1
 
 
-@NEEDS_GPU
-def test_tensors_on_a_gpu_and_on_the_cpu_are_refused_together() -> None:
-    with pytest.raises(RuntimeError, match="on one device"):
-        gan_kernels.clip_weights_([torch.zeros(3, device="cuda"), torch.zeros(3)], 1.0)
-    assert torch.zeros(3, device="cuda").eq(0).all()  # the GPU still works
-
-
-@NEEDS_GPU
-def test_steps_replay_from_a_graph_on_a_gpu(kernels: ModuleType) -> None:
-    p = nn.Parameter(torch.rand(4097, device="cuda"))
-    q = nn.Parameter(p.detach().clone())
-    p.grad = torch.rand(4097, device="cuda")
-    q.grad = p.grad.clone()
-    grad = torch.randn(8, 5000, device="cuda", requires_grad=True)
-    replayed = kernels.RMSpropClip([p], clip=0.5, lr=0.01, capturable=True)
-    eager = kernels.RMSpropClip([q], clip=0.5, lr=0.01, capturable=True)
-    stream = torch.cuda.Stream()  # the default stream cannot be captured
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        replayed.step()  # makes the state, which the graph must not do
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            replayed.step()
-            penalty = kernels.gradient_penalty(grad)
-        with torch.no_grad():
-            grad.normal_()
-        graph.replay()
-        graph.replay()
-    torch.cuda.synchronize()
-    for _ in range(3):
-        eager.step()
-    torch.testing.assert_close(p, q, **EXACTLY)
-    torch.testing.assert_close(replayed.state[p], eager.state[q], **EXACTLY)
-    torch.testing.assert_close(penalty, reference_penalty(grad))
-
-
-def test_what_was_built_with_a_compiler_runs() -> None:
-    if gan_kernels is None or shutil.which("c++") is None:
-        pytest.skip("gan_kernels was never built, or there is no compiler here")
-    assert gan_kernels.why_not("cpu") is None
+@pytest.mark.skipif(NO_BUILD, reason="gan_kernels was never built, or there is no compiler here")
+def test_what_was_built_with_a_compiler_runs_and_the_doctor_says_so() -> None:
+    done = run_doctor(ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "cpu      runs" in done.stdout
     if torch.cuda.is_available() and shutil.which("nvcc"):
-        assert gan_kernels.why_not("cuda") is None
+        assert "cuda     runs" in done.stdout
     assert "not for mps" in gan_kernels.why_not("mps")
 
 
-def test_the_doctor_reports_what_was_built_and_what_runs(built: ModuleType) -> None:
-    done = subprocess.run(DOCTOR, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"torch    {torch.__version__}, " in done.stdout
-    assert "cpu      runs" in done.stdout
-    assert ("cuda     runs" in done.stdout) == (built.why_not("cuda") is None)
+def test_where_nothing_was_built_the_import_fails_and_says_how_to_build(tmp_path) -> None:
+    with pytest.raises(ImportError, match="not built; pip install -e"):
+        import_copy(tmp_path)
 
 
-def test_where_nothing_was_built_the_import_fails_and_says_how_to_build(tmp_path: Path) -> None:
-    package = copy_package(tmp_path, build_info=None)
-    with pytest.raises(ImportError, match="is not built; pip install"):
-        import_package(package)
-    done = subprocess.run(DOCTOR, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "not built; pip install -e ." in done.stderr
-
-
-def test_where_the_build_failed_a_warning_gives_the_reason_once(tmp_path: Path) -> None:
-    package = import_package(copy_package(tmp_path, {"error": "no compiler here"}))
-    assert package.why_not("cpu") == "no compiler here"
-    with pytest.warns(UserWarning, match="plain PyTorch on cpu: no compiler here"):
+def test_where_the_build_failed_a_warning_gives_the_reason_once(tmp_path) -> None:
+    package = import_copy(tmp_path, **NO_COMPILER)
+    assert package.why_not("cpu") == "there is no compiler"
+    with pytest.warns(UserWarning, match="plain PyTorch on cpu: there is no compiler"):
         package.clip_weights_([torch.ones(3)], 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         package.clip_weights_([torch.ones(3)], 0.5)
         package.gradient_penalty(torch.ones(2, 3))
-    done = subprocess.run(DOCTOR, cwd=tmp_path, capture_output=True, text=True)
+    done = run_doctor(tmp_path)
     assert done.returncode == 1
-    assert "cpu      does not run: no compiler here" in done.stdout
+    assert "cpu      does not run: there is no compiler" in done.stdout
 
 
-def test_a_library_that_does_not_load_is_named_with_both_versions(tmp_path: Path) -> None:
-    package = copy_package(tmp_path, {"torch": "1.2.3"})
-    (package / "_C.abi3.so").write_bytes(b"not a library")
-    reason = import_package(package).why_not("cpu")
+def test_a_library_that_does_not_load_is_named_with_both_versions(tmp_path) -> None:
+    files = {"_build.json": '{"torch": "1.2.3"}', "_C.abi3.so": "not a library"}
+    reason = import_copy(tmp_path, **files).why_not("cpu")
     assert "_C.abi3.so, built with PyTorch 1.2.3" in reason
     assert torch.__version__ in reason
