@@ -150,7 +150,8 @@ def variant(script: ModuleType, name: str) -> Iterator[None]:
 
     other = "Critic" if hasattr(script, "Critic") else "Discriminator"
     changes = {}
-    for network, edit in zip(("Generator", other), (VARIANTS | ARCHITECTURES)[name], strict=True):
+    edits = (VARIANTS | ARCHITECTURES)[name]
+    for network, edit in zip(("Generator", other), edits, strict=True):
         changes[network] = changed(getattr(script, network), edit)
     if name == "beta1 0.9":
         changes["build"] = build_with_momentum
@@ -202,7 +203,8 @@ def generator_gradients(run: evaluate.Run, networks: nn.ModuleDict) -> dict[str,
 
 def share_at_bound(weights: Tensor) -> float:
     """The share of weights within 1 % of the largest, where clipping leaves them."""
-    return (weights.abs() >= 0.99 * weights.abs().max()).double().mean().item()
+    sizes = weights.abs()
+    return (sizes >= 0.99 * sizes.max()).double().mean().item()
 
 
 def load_weights(folder: Path) -> Tensor:
@@ -346,7 +348,8 @@ def wgan(options: Namespace) -> None:
     print_head(options, columns)
     figure = Figure(figsize=(8, 3))
     pictures = {}
-    for (name, loss), panel in zip(LOSSES.items(), figure.subplots(1, 2), strict=True):
+    panels = figure.subplots(1, 2)
+    for (name, loss), panel in zip(LOSSES.items(), panels, strict=True):
         extra = "--lr 2.5e-4" if name == "wgan" else ""  # five times the paper's: few steps
         for kind in ("as it is", "no BatchNorm in G", "MLP as G"):
             title = f"{name}, {kind}"
@@ -374,7 +377,8 @@ def wgan_gp(options: Namespace) -> None:
     panels = figure.subplots(1, 2)
     distances = {"wgan": [], "wgan_gp": []}  # of each setting
     pictures = {}
-    for panel, (name, lr) in zip(panels, {"wgan": 5e-5, "wgan_gp": 1e-4}.items(), strict=True):
+    defaults = {"wgan": 5e-5, "wgan_gp": 1e-4}
+    for panel, (name, lr) in zip(panels, defaults.items(), strict=True):
         for n_critic, factor in itertools.product((1, 5), FACTORS):
             extra = f"--lr {lr * factor:g} --n-critic {n_critic}"
             folder, scores = measure(options, name, extra=extra)

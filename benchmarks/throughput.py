@@ -20,6 +20,7 @@ import contextlib
 import gc
 import importlib
 import io
+import itertools
 import os
 import platform
 import statistics
@@ -37,13 +38,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import evaluate
 
 Step = Callable[[], object]
 RATIOS = [("script", "floor"), ("textbook", "script")]
+CPU_TURN = 1.0  # seconds of a candidate's turn
+GPU_TURN = 0.15
 WARM_UP = 6  # steps before the first turn: algorithms are chosen, the graph is recorded
 
 
@@ -78,27 +81,16 @@ def make_floor(module: ModuleType, args: Namespace) -> Step:
     return graph.replay
 
 
-class Pictures(Dataset):
-    """The digits as PNG files, in memory, each decoded when it is asked for."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.files = []
-        for image in images.numpy():
-            file = io.BytesIO()
-            Image.fromarray(image[0]).save(file, "PNG")
-            self.files.append(file.getvalue())
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Tensor:
-        pixels = np.array(Image.open(io.BytesIO(self.files[i])), dtype=np.float32)
-        return torch.from_numpy(pixels)[None] / 127.5 - 1
+def encode(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
 
 
-def forever(loader: DataLoader) -> Iterator[Tensor]:
-    while True:
-        yield from loader
+def decode(files: list[bytes]) -> Tensor:
+    """A batch of images (N, 1, S, S) in [-1, 1] from PNG files, which are in memory."""
+    images = [np.array(Image.open(io.BytesIO(file)), dtype=np.float32) for file in files]
+    return torch.from_numpy(np.stack(images)).unsqueeze(1) / 127.5 - 1
 
 
 def make_textbook(module: ModuleType, args: Namespace) -> Step:
@@ -108,8 +100,9 @@ def make_textbook(module: ModuleType, args: Namespace) -> Step:
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999))
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.lr, betas=(0.5, 0.999))
     images, _, _ = module.load_data(args.data)
-    loader = DataLoader(Pictures(images), args.batch_size, shuffle=True, drop_last=True)
-    batches = forever(loader)
+    files = [encode(image) for image in images[:, 0].numpy()]
+    loader = DataLoader(files, args.batch_size, shuffle=True, drop_last=True, collate_fn=decode)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     ones = torch.ones(args.batch_size, device=args.device)
     zeros = torch.zeros_like(ones)
     bce = F.binary_cross_entropy_with_logits
@@ -155,7 +148,7 @@ def measure(module: ModuleType, argv: list[str], seconds: float) -> dict[str, li
     rivals = {"floor": make_floor(module, args)}
     if module.SCRIPT == "dcgan":
         rivals["textbook"] = make_textbook(module, args)
-    turn = 0.15 if args.cuda else 1.0  # seconds
+    turn = GPU_TURN if args.cuda else CPU_TURN
     for step in rivals.values():
         seconds_a_step(step, 2, turn)
     times: dict[str, list[float]] = {name: [] for name in ("script", *rivals)}

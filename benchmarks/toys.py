@@ -13,6 +13,7 @@ import argparse
 import importlib
 import itertools
 import math
+import operator
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -132,30 +133,36 @@ def best_gaussian(name: str) -> tuple[Tensor, Tensor]:
 
     The divergence is a sum over a grid of points.
     """
-    line = torch.linspace(-9, 9, 181, dtype=torch.float64)
+    line = torch.linspace(-9, 9, 91, dtype=torch.float64)
     area = (line[1] - line[0]) ** 2
     x = torch.cartesian_prod(line, line)
     normal = torch.distributions.Normal
     wide, high = x.T
     left = normal(-CENTRE, WIDE).log_prob(wide) + math.log(LEFT)
     right = normal(CENTRE, WIDE).log_prob(wide) + math.log(1 - LEFT)
-    data = torch.logaddexp(left, right) + normal(0.0, WIDE).log_prob(high)
-    least = math.inf
-    for start in (-1.0, 0.0, 1.0):  # several, because reverse-kl has a minimum at each side
+    data = torch.logaddexp(left, right)
+    data += normal(0.0, WIDE).log_prob(high)
+
+    def fit(start: float) -> tuple[float, Tensor, Tensor]:
         mean = torch.tensor([start, 0.0], dtype=torch.float64, requires_grad=True)
         log_std = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([mean, log_std], lr=0.02)
-        for _ in range(800):
+        parameters = [mean, log_std]
+        lbfgs = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+
+        def divergence() -> Tensor:
             samples = normal(mean, log_std.exp()).log_prob(x).sum(1)
             u = (data - samples).clamp(-80, 80).exp()
-            divergence = (samples.exp() * F[name](u)).sum() * area
-            optimizer.zero_grad()
-            divergence.backward()
-            optimizer.step()
-        if divergence < least:
-            least = divergence.item()
-            best = mean.detach(), log_std.detach().exp()
-    return best
+            value = (samples.exp() * F[name](u)).sum() * area
+            lbfgs.zero_grad()
+            value.backward()
+            return value
+
+        lbfgs.step(divergence)
+        return divergence().item(), mean.detach(), log_std.detach().exp()
+
+    # Two starts, because reverse-kl has a minimum at each side
+    _, mean, std = min(fit(-1.0), fit(1.0), key=operator.itemgetter(0))
+    return mean, std
 
 
 def draw(panels: dict[str, Tensor], data: Tensor, path: Path, columns: int, half: float) -> None:
@@ -186,7 +193,8 @@ def run_grid(options: Namespace) -> None:
         near = [100 * share_near(points) for points in runs]
         print_cells(name, show(modes, 0), f"{show(near, 0)} %")
         panels[name] = runs[0]
-    draw(panels, grid(2500), options.out / "toys-grid.png", 4, 2.6)
+    path = options.out / "toys-grid.png"
+    draw(panels, grid(2500), path, columns=4, half=2.6)
 
 
 def run_mixture(options: Namespace) -> None:
@@ -207,7 +215,8 @@ def run_mixture(options: Namespace) -> None:
             f"{std[0]:.2f}, {std[1]:.2f}",
         )
         panels[name] = runs[0]
-    draw(panels, mixture(2500), options.out / "toys-mixture.png", 3, 4.0)
+    path = options.out / "toys-mixture.png"
+    draw(panels, mixture(2500), path, columns=3, half=4.0)
 
 
 def main(argv: list[str] | None = None) -> None:
