@@ -299,7 +299,7 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     rows = pixels.split(columns)  # each (columns, C, S, S)
     strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # images side by side
     picture = torch.cat(strips, dim=1)  # strips below each other: (C, height, width)
-    return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())  # grey is without C
+    return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
@@ -317,7 +317,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
     """Writes --generate images to OUT/generated, identical on every call."""
     networks, _ = make_networks(args, checkpoint)
     labels = labels_to_generate(args)
-    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), "images", disable=RANK > 0):
+    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), disable=RANK > 0):
         label = labels[i % len(labels)]
         folder = Path(args.out, "generated")
         if CONDITIONAL:
@@ -381,9 +381,10 @@ def make_run(args: Namespace) -> Path:
     if args.out:
         run = Path(args.out)
         run.mkdir(parents=True, exist_ok=True)
-        # --resume before the first checkpoint starts afresh
-        if any(run.iterdir()) and not args.resume:
-            sys.exit(f"{run} is not empty. --resume continues a run.")
+        killed = args.resume and (run / "samples").exists()  # before its first checkpoint
+        if any(run.iterdir()) and not killed:
+            sys.exit(f"{run} is not empty; choose a new folder.")
+        (run / "samples").mkdir(exist_ok=killed)  # claims it
         return run
     number = 1
     while True:
@@ -396,9 +397,9 @@ def make_run(args: Namespace) -> Path:
 
 
 def all_finite(networks: nn.ModuleDict) -> bool:
-    """True if no weight is NaN or infinite. This makes the CPU wait for the GPU."""
+    """True if no weight is NaN or infinite. The CPU waits for the GPU here."""
     largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
-    return bool(largest.isfinite())  # NaN if any weight is NaN
+    return bool(largest.isfinite())
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:

@@ -153,6 +153,7 @@ def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Ca
     for script in ("dcgan.py", "wgan.py"):
         for folder in ("run", "mine"):
             assert folder in refused(script, "--data", data, *TINY, "--out", folder, code=1)
+    assert "mine" in refused("dcgan.py", "--data", data, *TINY, "--out", "mine", "--resume", code=1)
     assert files() == before
 
 
