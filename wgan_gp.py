@@ -384,7 +384,7 @@ def make_run(args: Namespace) -> Path:
         killed = args.resume and (run / "samples").exists()  # before its first checkpoint
         if any(run.iterdir()) and not killed:
             sys.exit(f"{run} is not empty; choose a new folder.")
-        (run / "samples").mkdir(exist_ok=killed)  # claims it
+        (run / "samples").mkdir(exist_ok=killed)
         return run
     number = 1
     while True:
