@@ -401,9 +401,8 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
     state = {name: network.state_dict() for name, network in networks.items()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     part = run / "checkpoint.part"  # if killed here, the old checkpoint stays
-    with part.open("wb") as file:
-        torch.save(state | progress, file)
-        file.flush()
+    torch.save(state | progress, part)
+    with part.open("rb+") as file:
         os.fsync(file.fileno())  # on the disk before it replaces the old one
     part.replace(run / "checkpoint.pt")
 
