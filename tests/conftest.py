@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if BANNER in path.read_
 TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4", "--no-cuda"]
 
 sys.path.insert(0, str(ROOT))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
 torch.set_num_threads(1)  # the number of threads may change the last bits
 
 
