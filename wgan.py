@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
-# `uv run` installs these by itself.
+# (For `uv run`, which installs these packages by itself.)
 """WGAN: a GAN whose critic, with clipped weights, estimates the Wasserstein distance.
 
 Martin Arjovsky, Soumith Chintala, Leon Bottou: Wasserstein GAN, ICML 2017,
@@ -40,14 +40,14 @@ from tqdm import tqdm
 SCRIPT = "wgan"  # runs/wgan-1, runs/wgan-2, ...
 
 
-# argparse reports a ValueError of these two as a usage error
+# Types of options. argparse turns a ValueError into a usage error.
 def positive_int(text: str) -> int:
     if int(text) <= 0:
         raise ValueError
     return int(text)
 
 
-def zero_to_one(text: str) -> float:
+def zero_to_one(text: str) -> float:  # for learning rates and decays
     if not 0 <= float(text) <= 1:
         raise ValueError
     return float(text)
@@ -56,12 +56,10 @@ def zero_to_one(text: str) -> float:
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with the settings of Algorithm 1
-    add("--batch-size", type=positive_int, default=64, help="over all GPUs (default: %(default)s)")
-    add(
-        "--lr", type=zero_to_one, default=5e-5, help="learning rate, below 1 (default: %(default)s)"
-    )
+    add("--batch-size", type=positive_int, default=64, help="images, over all GPUs (default: 64)")
+    add("--lr", type=zero_to_one, default=5e-5, help="learning rate (default: %(default)s)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
-    add("--width", type=positive_int, default=64, help="channels next to the image (default: 64)")
+    add("--width", type=positive_int, default=64, help="channels in f's first layer (default: 64)")
     add("--n-critic", type=positive_int, default=5, help="updates of f for each of G (default: 5)")
     add("--clip", type=zero_to_one, default=0.01, help="bound of f's weights (default: 0.01)")
     # The run
@@ -70,12 +68,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
-    add(
-        "--generate",
-        type=positive_int,
-        metavar="N",
-        help="write N images of the newest run or --out",
-    )
+    add("--generate", type=positive_int, metavar="N", help="N images from the newest run or --out")
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
     add("--seed", type=int, default=0, help="for weights, noise and image order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
@@ -88,10 +81,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Channels of the S/2 x S/2, ..., 4x4 feature maps: layer_widths(32, 64) is [64, 128, 256]."""
+    """Channels of the feature maps from half the image size down to 4x4, such as [64, 128, 256]."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
-    layers = int(math.log2(image_size)) - 2  # 3 for 32: 16x16, 8x8 and 4x4
+    layers = int(math.log2(image_size)) - 2  # 3 for images of 32x32: 16x16, 8x8 and 4x4
     return [width * 2**i for i in range(layers)]
 
 
@@ -163,7 +156,7 @@ except ImportError:
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """The initialized networks and their optimizers. train() sets args.channels and image_size."""
+    """Networks and optimizers. train() adds channels and image_size of the data to args."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     critic = Critic(args.channels, args.image_size, args.width)
@@ -181,8 +174,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    On a GPU Python runs this only a few times; then its recorded kernels are replayed. Prints and
-    schedules in it do nothing then, and .item() fails. labels: for conditional GANs.
+    Only conditional GANs use labels (N,). With --graph this Python code runs in the first steps
+    only; later ones replay its GPU kernels. So a print falls silent, and .item() fails.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
@@ -204,13 +197,13 @@ def train_step(
     z = torch.randn(len(batch), args.latent_dim, device=real.device)
     g_loss = -critic(generator(z)).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # skips f's weight gradients
+    g_loss.backward(inputs=list(generator.parameters()))  # fills .grad of G only
     g_optimizer.step()
 
     return {"wasserstein": wasserstein, "g_loss": g_loss}
 
 
-# The plumbing below uses these four. Scripts with labels or several updates of D replace them.
+# The plumbing below calls these four, which differ between the scripts.
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -223,20 +216,20 @@ def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> 
 
 
 def labels_to_generate(args: Namespace) -> list[int]:
-    return [0]  # one unused label: there are no classes
+    return [0]  # a dummy, which sample() ignores
 
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
-# Resuming: the image order depends only on seed and epoch, a step's noise only on seed, step and
-# process. So no random state is saved: a step that is repeated gets the same images and noise.
+# Resuming: the image order depends only on seed and epoch, the noise on seed, step and process. So
+# no random state needs saving: a step that is done again gets the same images and noise.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
 # share of every batch, and gradients are averaged. Process 0 alone prints and saves.
 #
-# CUDA graph: on a GPU one step's hundreds of kernels are recorded, not executed. graph.replay()
-# then launches them together, on the same memory each time: batches are copied into fixed tensors,
-# and metrics are overwritten. Each replay draws fresh noise from the current seed.
+# CUDA graph: a step launches hundreds of small kernels. They are recorded once, without running;
+# graph.replay() then runs them all with one call, always on the same memory: batches are copied
+# into fixed tensors, and metrics are overwritten. Each replay draws noise from the current seed.
 
 SAVE_EVERY = 60  # seconds between checkpoints
 # torchrun sets these in each of its processes
@@ -271,7 +264,8 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    images = np.load(folder / "images.npy", mmap_mode="c")  # on disk; copy-on-write
+    # On disk; copy-on-write (c), as torch.from_numpy wants a writable array
+    images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
         sys.exit(f"images.npy is {images.dtype} {images.shape}, not uint8 (N, 1 or 3, S, S).")
@@ -279,7 +273,8 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
-        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
+        text = (folder / "classes.txt").read_text("utf-8-sig")  # drops a BOM
+        classes = text.splitlines()
         known = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not known.all():
             sys.exit("labels.npy must hold one label for each image, from 0 to classes - 1.")
@@ -291,10 +286,9 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-    rows = pixels.split(columns)  # each (columns, C, S, S)
-    strips = [torch.cat(row.unbind(), dim=2) for row in rows]  # images side by side
-    picture = torch.cat(strips, dim=1)  # strips below each other: (C, height, width)
-    return Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
+    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # each (C, S, width)
+    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
+    return Image.fromarray(picture.squeeze(2).numpy())  # a grey picture has no third dimension
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
@@ -337,7 +331,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # What follows keeps the same parameter objects, which the optimizers hold
+    # SyncBatchNorm and .to() keep the Parameter objects, which the optimizers hold
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
@@ -348,7 +342,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # this run's options, not the saved ones
+            for group in state["param_groups"]:  # not the settings of last time
                 group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
@@ -360,26 +354,28 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # one seed from several, in every process the same
+    torch.manual_seed(hash(numbers))  # integers have the same hash in every process
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Calls run_step, with its kernels recorded instead of executed. Returns graph and metrics."""
+    """Records the kernels that run_step launches, without executing them."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # see main()
+    # The default stream cannot be recorded, so main() has set another one
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         metrics = run_step()
     return graph, metrics
 
 
 def make_run(args: Namespace) -> Path:
-    """Creates the folder of a new run: --out, or the first unused one of runs/NAME-1, ..."""
+    """The folder of a run that begins: --out, or the first unused one of runs/NAME-1, ..."""
     if args.out:
         run = Path(args.out)
+        if args.resume and (run / "samples").exists():  # killed before its first checkpoint
+            return run
         run.mkdir(parents=True, exist_ok=True)
-        killed = args.resume and (run / "samples").exists()  # before its first checkpoint
-        if any(run.iterdir()) and not killed:
-            sys.exit(f"{run} is not empty; choose a new folder.")
-        (run / "samples").mkdir(exist_ok=killed)
+        if any(run.iterdir()):
+            sys.exit(f"{run} is not empty. Choose a new folder, or --resume a run.")
+        (run / "samples").mkdir()
         return run
     number = 1
     while True:
@@ -392,26 +388,23 @@ def make_run(args: Namespace) -> Path:
 
 
 def all_finite(networks: nn.ModuleDict) -> bool:
-    """True if no weight is NaN or infinite. The CPU waits for the GPU here."""
-    largest = nn.utils.get_total_norm(networks.parameters(), norm_type=math.inf)
-    return bool(largest.isfinite())
+    """False if a weight is infinite or NaN."""
+    weights = torch.cat([weight.flatten() for weight in networks.parameters()])
+    return bool(weights.isfinite().all())  # the CPU waits for the GPU
 
 
 def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progress: dict) -> None:
     state = {name: network.state_dict() for name, network in networks.items()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    part = run / "checkpoint.part"  # if killed here, the old checkpoint stays
+    part = run / "checkpoint.part"
     torch.save(state | progress, part)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())  # on the disk before it replaces the old one
-    part.replace(run / "checkpoint.pt")
+    part.replace(run / "checkpoint.pt")  # at once: a killed process leaves the old or the new one
 
 
 def train(args: Namespace, checkpoint: dict) -> None:
     """Trains until --epochs or --steps, and writes metrics, pictures and checkpoints."""
     images, labels, args.classes = load_data(args.data)
-    args.channels = images.shape[1]
-    args.image_size = images.shape[2]
+    _, args.channels, args.image_size, _ = images.shape
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
         sys.exit(f"A step takes {step_size} images, but there are {len(images)}.")
@@ -424,21 +417,24 @@ def train(args: Namespace, checkpoint: dict) -> None:
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
         images, labels = images.to(args.device), labels.to(args.device)
 
-    # The batch of each step, always at the same address, for the CUDA graph
+    # Every batch lies at the same address, as the CUDA graph needs
     real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # Autocast's cache would hold bfloat16 weights from before an optimizer's step
+        # No autocast cache: it would hold bfloat16 weights from before an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    last_by_epochs = args.epochs * steps_per_epoch if args.epochs else math.inf
-    last_step = min(last_by_epochs, args.steps or math.inf)
+    last_step = math.inf
+    if args.epochs:
+        last_step = args.epochs * steps_per_epoch
+    if args.steps:
+        last_step = min(last_step, args.steps)
     csv_text = checkpoint.get("metrics", "")
-    # The metrics of the steps since the last row of metrics.csv
+    # Metrics since the last row of metrics.csv; a row holds means
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
@@ -453,6 +449,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
         print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
+        print(f'To continue after Ctrl-C: python {SCRIPT}.py --resume --out "{run}"')
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
@@ -464,22 +461,23 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real.copy_(images[index].to(args.device))
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
-        # After 3 steps cuDNN has chosen its algorithms and the optimizers have made their state
+        # After 3 steps cuDNN has chosen its algorithms, and the optimizers have their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)
+            graph, metrics = record(run_step)  # runs nothing yet
         set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()  # refills the tensors in metrics
+            graph.replay()  # runs the step and refills metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at step 0, rising to --ema
+        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at first, as G changes fast
         # average = decay * average + (1 - decay) * weight, for all tensors in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue  # process 0 alone logs and saves
 
         done = step + 1
-        unlogged.append(torch.stack(list(metrics.values())).detach())  # stack copies
+        values = torch.stack(list(metrics.values()))  # a copy: replays overwrite metrics
+        unlogged.append(values.detach())
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
@@ -493,7 +491,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a resumed run replaces a short last row
+            if done % args.log_every == 0:  # a row due only because the run ends is not kept
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -506,31 +504,37 @@ def train(args: Namespace, checkpoint: dict) -> None:
             save_checkpoint(run, networks, optimizers, progress)
 
 
+def find_checkpoint(args: Namespace) -> Path:
+    """The checkpoint of --out, or of the newest run."""
+    if args.out:
+        return Path(args.out, "checkpoint.pt")
+    paths = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
+    if not paths:
+        sys.exit(f"There is no {SCRIPT} run in runs/.")
+    return paths[-1]
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
-    """The options, and the checkpoint to continue from, {} if there is none."""
+    """The options, and the checkpoint to go on from, {} in a new run."""
     parser = ArgumentParser()
     add_options(parser)
     args = parser.parse_args(argv)
     checkpoint = {}
     if args.resume or args.generate:
-        runs = sorted(Path("runs").glob(f"{SCRIPT}-*/checkpoint.pt"), key=os.path.getmtime)
-        if not args.out and not runs:
-            parser.error("there is no run in runs/")
-        path = Path(args.out, "checkpoint.pt") if args.out else runs[-1]
+        path = find_checkpoint(args)
         if path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         elif args.generate:
-            parser.error(f"there is no {path}")
+            sys.exit(f"There is no {path}.")
     if checkpoint:
         if checkpoint["script"] != SCRIPT:
-            parser.error(f"{path} was written by {checkpoint['script']}.py")
-        # Parse again with all args of the run as defaults; the command line still wins
-        options = checkpoint["args"] | {"out": str(path.parent)}
-        if args.epochs or args.steps:  # a new limit replaces both saved ones
-            options |= {"epochs": None, "steps": None}
-        del options["cuda"]  # the machine may be a different one
-        parser.set_defaults(**options)
-        args = parser.parse_args(argv)
+            sys.exit(f"{path} was written by {checkpoint['script']}.py.")
+        saved = checkpoint["args"] | {"out": str(path.parent)}
+        del saved["cuda"]  # this machine may be another one
+        if args.epochs or args.steps:  # a new limit replaces both old ones
+            saved |= {"epochs": None, "steps": None}
+        # Parse again, with the run's options as defaults
+        args = parser.parse_args(argv, Namespace(**saved))
     if not args.epochs and not args.steps:
         args.epochs = 25
     if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
@@ -545,8 +549,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        # The default stream cannot be recorded, so everything runs on another one
-        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.set_stream(torch.cuda.Stream())  # for record()
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
@@ -555,9 +558,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train(args, checkpoint)
     except KeyboardInterrupt:
-        if RANK == 0 and args.out and not args.generate:
-            print(f"To continue: python {SCRIPT}.py --resume --out '{args.out}'", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130)  # as shells expect
     if WORLD_SIZE > 1:
         torch.distributed.destroy_process_group()
 

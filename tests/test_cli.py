@@ -160,11 +160,11 @@ def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Ca
 def test_what_is_no_run_of_the_script_is_refused(finished: Callable, refused: Callable) -> None:
     before = files(finished("wgan.py"))
     for command in (["--resume"], ["--generate", 2]):
-        assert "wgan" in refused("dcgan.py", *command, "--out", finished("wgan.py"))
+        assert "wgan" in refused("dcgan.py", *command, "--out", finished("wgan.py"), code=1)
     assert files(finished("wgan.py")) == before
     for command in (["--resume"], ["--generate", 2]):
-        assert "runs" in refused("dcgan.py", *command)
-    assert "nowhere" in refused("dcgan.py", "--generate", 4, "--out", "nowhere")
+        assert "runs" in refused("dcgan.py", *command, code=1)
+    assert "nowhere" in refused("dcgan.py", "--generate", 4, "--out", "nowhere", code=1)
     assert not files()
 
 
