@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
-# (For `uv run`, which installs these packages by itself.)
+# `uv run` installs these packages by itself.
 """WGAN-GP: a Wasserstein GAN with a gradient penalty instead of clipped weights.
 
 Ishaan Gulrajani, Faruk Ahmed, Martin Arjovsky, Vincent Dumoulin, Aaron Courville: Improved Training
@@ -70,13 +70,13 @@ def add_options(parser: ArgumentParser) -> None:
     add("--epochs", type=positive_int, help="in total (default: 25 unless --steps is given)")
     add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
-    add("--resume", action="store_true", help="continue the newest run, or --out if it is given")
-    add("--generate", type=positive_int, metavar="N", help="N images from the newest run or --out")
+    add("--resume", action="store_true", help="continue --out, or the newest run in runs/")
+    add("--generate", type=positive_int, metavar="N", help="write N images of --out or the newest")
     add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
     add("--seed", type=int, default=0, help="for weights, noise and image order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
     add("--sample-every", type=positive_int, default=200, help="steps between pictures")
-    # The machine
+    # The machine (each of these has a --no- form, too)
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
     add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
@@ -84,10 +84,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
-    """Channels of the feature maps from half the image size down to 4x4, such as [64, 128, 256]."""
+    """Channels of each feature map, from S/2 x S/2 to 4x4: [64, 128, 256] for images of 32x32."""
     if image_size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         sys.exit(f"The image size must be a power of two from 8 to 1024, not {image_size}.")
-    layers = int(math.log2(image_size)) - 2  # 3 for images of 32x32: 16x16, 8x8 and 4x4
+    layers = int(math.log2(image_size)) - 2  # 3 for 32x32: 16x16, 8x8 and 4x4
     return [width * 2**i for i in range(layers)]
 
 
@@ -158,13 +158,13 @@ except ImportError:
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """Networks and optimizers. train() adds channels and image_size of the data to args."""
+    """Networks and optimizers. train() has set args.channels and image_size from the data."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     critic = Critic(args.channels, args.image_size, args.width)
     critic.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "critic": critic})
-    # fused: one kernel updates all weights; capturable: needed for --graph
+    # fused: one kernel updates all weights; capturable: needed in a CUDA graph
     adam = {"lr": args.lr, "betas": (0.0, 0.9), "fused": True, "capturable": args.cuda}
     g_optimizer = optim.Adam(generator.parameters(), **adam)
     c_optimizer = optim.Adam(critic.parameters(), **adam)
@@ -176,8 +176,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    Only conditional GANs use labels (N,). With --graph this Python code runs in the first steps
-    only; later ones replay its GPU kernels. So a print falls silent, and .item() fails.
+    Only conditional GANs use labels (N,). On a GPU Python runs this for a few steps only; then
+    recorded kernels are replayed, unless --no-graph is given: print() goes silent, .item() fails.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
@@ -202,13 +202,13 @@ def train_step(
     z = torch.randn(len(batch), args.latent_dim, device=real.device)
     g_loss = -critic(generator(z)).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # fills .grad of G only
+    g_loss.backward(inputs=list(generator.parameters()))  # only G's gradients are needed
     g_optimizer.step()
 
     return {"wasserstein": wasserstein, "penalty": penalty, "g_loss": g_loss}
 
 
-# The plumbing below calls these four, which differ between the scripts.
+# The plumbing also needs these four, which differ between the scripts.
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -227,14 +227,15 @@ def labels_to_generate(args: Namespace) -> list[int]:
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
 # Resuming: the image order depends only on seed and epoch, the noise on seed, step and process. So
-# no random state needs saving: a step that is done again gets the same images and noise.
+# no random state needs saving: a repeated step gets the same images and noise.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
 # share of every batch, and gradients are averaged. Process 0 alone prints and saves.
 #
 # CUDA graph: a step launches hundreds of small kernels. They are recorded once, without running;
 # graph.replay() then runs them all with one call, always on the same memory: batches are copied
-# into fixed tensors, and metrics are overwritten. Each replay draws noise from the current seed.
+# into fixed tensors, and metrics are overwritten. The seed is not recorded: a replay draws its
+# noise from the one that was set just before.
 
 SAVE_EVERY = 60  # seconds between checkpoints
 # torchrun sets these in each of its processes
@@ -244,7 +245,7 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Draws digits of random position, size, stroke and rotation, identical on every call."""
+    """Digits of random position, size, stroke and rotation, the same on every call."""
     rng = np.random.default_rng(0)
     smallest = size * 5 // 8
     fonts = [ImageFont.load_default(points) for points in range(smallest, size)]
@@ -257,7 +258,8 @@ def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
         stroke = rng.integers(2)
         draw = ImageDraw.Draw(canvas)
         draw.text(center, str(labels[i]), "white", font, anchor="mm", stroke_width=stroke)
-        images[i, 0] = np.asarray(canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC))
+        canvas = canvas.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC)
+        images[i, 0] = np.asarray(canvas)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -269,7 +271,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # On disk; copy-on-write (c), as torch.from_numpy wants a writable array
+    # Memory-mapped. Mode c, copy-on-write, makes it writable, as torch.from_numpy expects.
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -278,10 +280,9 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
-        text = (folder / "classes.txt").read_text("utf-8-sig")  # drops a BOM
-        classes = text.splitlines()
-        known = np.isin(labels, range(len(classes)))
-        if labels.shape != (len(images),) or not known.all():
+        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()  # drops a BOM
+        valid = np.isin(labels, range(len(classes)))
+        if labels.shape != (len(images),) or not valid.all():
             sys.exit("labels.npy must hold one label for each image, from 0 to classes - 1.")
     elif CONDITIONAL:
         sys.exit(f"{folder} has no classes.txt. {SCRIPT} needs classes.")
@@ -291,7 +292,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]  # each (C, S, width)
+    rows = [torch.cat(row.unbind(), dim=2) for row in pixels.split(columns)]  # (C, S, width)
     picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
     return Image.fromarray(picture.squeeze(2).numpy())  # a grey picture has no third dimension
 
@@ -302,16 +303,16 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
     labels = torch.arange(rows, device=args.device).repeat_interleave(8)  # for conditional GANs
-    random = torch.Generator().manual_seed(args.seed)
-    z = torch.randn(len(labels), args.latent_dim, generator=random).to(args.device)
+    rng = torch.Generator().manual_seed(args.seed)
+    z = torch.randn(len(labels), args.latent_dim, generator=rng).to(args.device)
     return to_picture(sample(generator, args, z, labels), columns=8)
 
 
 def generate(args: Namespace, checkpoint: dict) -> None:
-    """Writes --generate images to OUT/generated, identical on every call."""
+    """Writes --generate images to OUT/generated, the same on every call."""
     networks, _ = make_networks(args, checkpoint)
     labels = labels_to_generate(args)
-    for i in tqdm(range(RANK, args.generate, WORLD_SIZE), disable=RANK > 0):
+    for i in tqdm(range(args.generate)):
         label = labels[i % len(labels)]
         folder = Path(args.out, "generated")
         if CONDITIONAL:
@@ -324,7 +325,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
 
 
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
-    """Runs before each optimizer.step() and averages the gradients over all processes."""
+    """A hook before each optimizer.step(): averages the gradients over all processes."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             torch.distributed.all_reduce(parameter.grad)  # the sum
@@ -336,47 +337,47 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    # SyncBatchNorm and .to() keep the Parameter objects, which the optimizers hold
     if WORLD_SIZE > 1:
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(average_gradients)
         if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
             networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
+    # The Parameter objects are still the same, so the optimizers hold the right ones
     networks.to(args.device, memory_format=torch.channels_last)
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # not the settings of last time
+            for group in state["param_groups"]:  # use this run's settings, not the saved ones
                 group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """Weights and BatchNorm's statistics, not copies: writing to them changes the network."""
+    """The live weights and BatchNorm statistics: writing to them changes the network."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # integers have the same hash in every process
+    torch.manual_seed(hash(numbers))  # integers hash alike in every process
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Records the kernels that run_step launches, without executing them."""
     graph = torch.cuda.CUDAGraph()
-    # The default stream cannot be recorded, so main() has set another one
+    # main() has set another stream than the default one, which cannot be recorded
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         metrics = run_step()
     return graph, metrics
 
 
 def make_run(args: Namespace) -> Path:
-    """The folder of a run that begins: --out, or the first unused one of runs/NAME-1, ..."""
+    """The folder for a new run: --out, or the first unused one of runs/NAME-1, ..."""
     if args.out:
         run = Path(args.out)
-        if args.resume and (run / "samples").exists():  # killed before its first checkpoint
-            return run
+        if args.resume and (run / "samples").exists():
+            return run  # begin again: it was killed before its first checkpoint
         run.mkdir(parents=True, exist_ok=True)
         if any(run.iterdir()):
             sys.exit(f"{run} is not empty. Choose a new folder, or --resume a run.")
@@ -403,7 +404,7 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     part = run / "checkpoint.part"
     torch.save(state | progress, part)
-    part.replace(run / "checkpoint.pt")  # at once: a killed process leaves the old or the new one
+    part.replace(run / "checkpoint.pt")  # atomic: if killed, one of both files remains
 
 
 def train(args: Namespace, checkpoint: dict) -> None:
@@ -415,7 +416,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         sys.exit(f"A step takes {step_size} images, but there are {len(images)}.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
-    data_sizes = [len(images), step_size]  # the order of the images depends on both
+    data_sizes = [len(images), step_size]  # which images a step gets depends on both
     if checkpoint and checkpoint.get("data_sizes") != data_sizes:
         sys.exit(f"{args.out} was started with another number of images or --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
@@ -427,7 +428,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # No autocast cache: it would hold bfloat16 weights from before an optimizer's step
+        # Without cache: cached bfloat16 weights are out of date after an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
@@ -439,7 +440,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     if args.steps:
         last_step = min(last_step, args.steps)
     csv_text = checkpoint.get("metrics", "")
-    # Metrics since the last row of metrics.csv; a row holds means
+    # Metrics since the last row, saved so that a resumed run averages the same steps
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
@@ -454,7 +455,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
         print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
-        print(f'To continue after Ctrl-C: python {SCRIPT}.py --resume --out "{run}"')
+        print(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
@@ -463,22 +464,22 @@ def train(args: Namespace, checkpoint: dict) -> None:
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
-        real.copy_(images[index].to(args.device))
+        real.copy_(images[index].to(args.device))  # moved as bytes
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
-        # After 3 steps cuDNN has chosen its algorithms, and the optimizers have their state
+        # After three steps cuDNN has chosen algorithms, and the optimizers have their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # runs nothing yet
+            graph, metrics = record(run_step)  # not run before the replay below
         set_seed(args.seed, step, RANK)
         if graph:
-            graph.replay()  # runs the step and refills metrics
+            graph.replay()  # refills metrics
         else:
             metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at first, as G changes fast
-        # average = decay * average + (1 - decay) * weight, for all tensors in one launch
+        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at first, when G changes fast
+        # average = decay * average + (1 - decay) * weight, for all in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
-            continue  # process 0 alone logs and saves
+            continue
 
         done = step + 1
         values = torch.stack(list(metrics.values()))  # a copy: replays overwrite metrics
@@ -496,7 +497,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a row due only because the run ends is not kept
+            if done % args.log_every == 0:  # an extra last row is not kept, for a longer run
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -520,7 +521,7 @@ def find_checkpoint(args: Namespace) -> Path:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
-    """The options, and the checkpoint to go on from, {} in a new run."""
+    """The options, and the checkpoint to continue from ({} for a new run)."""
     parser = ArgumentParser()
     add_options(parser)
     args = parser.parse_args(argv)
@@ -538,7 +539,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         del saved["cuda"]  # this machine may be another one
         if args.epochs or args.steps:  # a new limit replaces both old ones
             saved |= {"epochs": None, "steps": None}
-        # Parse again, with the run's options as defaults
+        # Parse again into the run's options: only what is typed replaces them
         args = parser.parse_args(argv, Namespace(**saved))
     if not args.epochs and not args.steps:
         args.epochs = 25
@@ -554,7 +555,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        torch.cuda.set_stream(torch.cuda.Stream())  # for record()
+        torch.cuda.set_stream(torch.cuda.Stream())  # see record()
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
@@ -563,7 +564,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train(args, checkpoint)
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells expect
+        sys.exit(130)
     if WORLD_SIZE > 1:
         torch.distributed.destroy_process_group()
 
