@@ -110,7 +110,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         images = self.layers(z[:, :, None, None])  # z as an image of one pixel
-        return images.to(z.dtype)  # back from bfloat16 under --amp
+        return images.to(z.dtype)  # float32 again under --amp
 
 
 class Critic(nn.Module):
@@ -176,8 +176,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    Only conditional GANs use labels (N,). On a GPU Python runs this for a few steps only; then
-    recorded kernels are replayed, unless --no-graph is given: print() goes silent, .item() fails.
+    Only conditional GANs use labels (N,). On a GPU Python runs this in the first steps only; then
+    recorded kernels are replayed: print() is silent, and numbers are frozen (see --no-graph).
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
@@ -208,7 +208,7 @@ def train_step(
     return {"wasserstein": wasserstein, "penalty": penalty, "g_loss": g_loss}
 
 
-# The plumbing also needs these four, which differ between the scripts.
+# Hooks that the code below calls. In other scripts they differ.
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -234,8 +234,8 @@ def labels_to_generate(args: Namespace) -> list[int]:
 #
 # CUDA graph: a step launches hundreds of small kernels. They are recorded once, without running;
 # graph.replay() then runs them all with one call, always on the same memory: batches are copied
-# into fixed tensors, and metrics are overwritten. The seed is not recorded: a replay draws its
-# noise from the one that was set just before.
+# into fixed tensors, and metrics are overwritten. Seeds are not baked in: each replay uses the
+# one that was set just before it.
 
 SAVE_EVERY = 60  # seconds between checkpoints
 # torchrun sets these in each of its processes
@@ -271,7 +271,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # Memory-mapped. Mode c, copy-on-write, makes it writable, as torch.from_numpy expects.
+    # Memory-mapped; mode c is writable, as torch.from_numpy expects, but never changes the file
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -342,31 +342,31 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
             optimizer.register_step_pre_hook(average_gradients)
         if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
             networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
-    # The Parameter objects are still the same, so the optimizers hold the right ones
+    # Conversion and .to() keep the Parameter objects, so the optimizers stay valid
     networks.to(args.device, memory_format=torch.channels_last)
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # use this run's settings, not the saved ones
+            for group in state["param_groups"]:  # load_state_dict would restore the old ones
                 group.update(lr=args.lr, capturable=args.cuda)
             optimizer.load_state_dict(state)
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """The live weights and BatchNorm statistics: writing to them changes the network."""
+    """Weights and BatchNorm's statistics. They share memory with the network."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # integers hash alike in every process
+    torch.manual_seed(hash(numbers))  # hashes of integers do not vary between processes
 
 
 def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
     """Records the kernels that run_step launches, without executing them."""
     graph = torch.cuda.CUDAGraph()
-    # main() has set another stream than the default one, which cannot be recorded
+    # The default stream cannot be recorded; main() has selected another
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         metrics = run_step()
     return graph, metrics
@@ -377,7 +377,7 @@ def make_run(args: Namespace) -> Path:
     if args.out:
         run = Path(args.out)
         if args.resume and (run / "samples").exists():
-            return run  # begin again: it was killed before its first checkpoint
+            return run  # start over: it was killed before its first checkpoint
         run.mkdir(parents=True, exist_ok=True)
         if any(run.iterdir()):
             sys.exit(f"{run} is not empty. Choose a new folder, or --resume a run.")
@@ -404,7 +404,7 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     part = run / "checkpoint.part"
     torch.save(state | progress, part)
-    part.replace(run / "checkpoint.pt")  # atomic: if killed, one of both files remains
+    part.replace(run / "checkpoint.pt")  # atomic: a kill leaves the old or the new one
 
 
 def train(args: Namespace, checkpoint: dict) -> None:
@@ -428,17 +428,18 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
     def run_step() -> dict[str, Tensor]:
-        # Without cache: cached bfloat16 weights are out of date after an optimizer's step
+        # The cache would return bfloat16 weights from before an optimizer's step
         with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
             return train_step(networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    last_step = math.inf
+    limits = []
     if args.epochs:
-        last_step = args.epochs * steps_per_epoch
+        limits.append(args.epochs * steps_per_epoch)
     if args.steps:
-        last_step = min(last_step, args.steps)
+        limits.append(args.steps)
+    last_step = min(limits)
     csv_text = checkpoint.get("metrics", "")
     # Metrics since the last row, saved so that a resumed run averages the same steps
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
@@ -467,9 +468,9 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real.copy_(images[index].to(args.device))  # moved as bytes
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
-        # After three steps cuDNN has chosen algorithms, and the optimizers have their state
+        # By the fourth step cuDNN has chosen algorithms, and the optimizers have their state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # not run before the replay below
+            graph, metrics = record(run_step)  # recorded only; the replay below runs this step
         set_seed(args.seed, step, RANK)
         if graph:
             graph.replay()  # refills metrics
@@ -482,7 +483,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             continue
 
         done = step + 1
-        values = torch.stack(list(metrics.values()))  # a copy: replays overwrite metrics
+        values = torch.stack(list(metrics.values()))  # stack copies
         unlogged.append(values.detach())
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
@@ -497,7 +498,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # an extra last row is not kept, for a longer run
+            if done % args.log_every == 0:  # else a longer run will complete this row
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -537,9 +538,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
             sys.exit(f"{path} was written by {checkpoint['script']}.py.")
         saved = checkpoint["args"] | {"out": str(path.parent)}
         del saved["cuda"]  # this machine may be another one
-        if args.epochs or args.steps:  # a new limit replaces both old ones
+        if args.epochs or args.steps:  # otherwise the old limit would still hold
             saved |= {"epochs": None, "steps": None}
-        # Parse again into the run's options: only what is typed replaces them
+        # Parse again on top of the saved options: only typed ones override them
         args = parser.parse_args(argv, Namespace(**saved))
     if not args.epochs and not args.steps:
         args.epochs = 25
@@ -555,7 +556,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        torch.cuda.set_stream(torch.cuda.Stream())  # see record()
+        torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot record the default one
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
