@@ -87,6 +87,7 @@ def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) ->
         sys.exit(f"{folder} was trained with an older version of {name}.py. Train it again.")
     args = Namespace(**checkpoint["args"])
     args.data = data or args.data
+    args.amp = False  # all figures are computed in float32
     args.cuda = cuda
     args.device = "cuda" if cuda else "cpu"
     return Run(Path(folder), importlib.import_module(name), args, checkpoint)

@@ -29,6 +29,7 @@ import sys
 import time
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="for weights, noise and image order (default: 0)")
     add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
     add("--sample-every", type=positive_int, default=200, help="steps between pictures")
-    # The machine (each of these has a --no- form, too)
+    # The machine (each also has a --no- form)
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
     add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
@@ -156,16 +157,15 @@ except ImportError:
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """Networks and optimizers. train() has set args.channels and image_size from the data."""
+    """Networks and optimizers. args also has the data's channels, image_size and classes."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     critic = Critic(args.channels, args.image_size, args.width)
     critic.apply(init_weights)
     networks = nn.ModuleDict({"generator": generator, "critic": critic})
     # No momentum: it makes the critic unstable (section 4)
-    rmsprop = {"lr": args.lr, "capturable": args.cuda}
-    g_optimizer = optim.RMSprop(generator.parameters(), **rmsprop)
-    c_optimizer = optim.RMSprop(critic.parameters(), **rmsprop)
+    g_optimizer = optim.RMSprop(generator.parameters(), lr=args.lr)
+    c_optimizer = optim.RMSprop(critic.parameters(), lr=args.lr)
     return networks, [g_optimizer, c_optimizer]
 
 
@@ -174,8 +174,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    Only conditional GANs use labels (N,). On a GPU Python runs this in the first steps only; then
-    recorded kernels are replayed: print() is silent, and numbers are frozen (see --no-graph).
+    labels (N,) are for conditional GANs. On a GPU, Python runs this in the first steps only; then
+    its recorded kernels are replayed. So print() prints nothing, Python values stay as they were,
+    and .item() fails. Use --no-graph to debug.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
@@ -197,13 +198,13 @@ def train_step(
     z = torch.randn(len(batch), args.latent_dim, device=real.device)
     g_loss = -critic(generator(z)).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # only G's gradients are needed
+    g_loss.backward(inputs=list(generator.parameters()))  # only G's are needed: faster
     g_optimizer.step()
 
     return {"wasserstein": wasserstein, "g_loss": g_loss}
 
 
-# Hooks that the code below calls. In other scripts they differ.
+# Hooks for the plumbing, which is shared by all GANs here
 CONDITIONAL = False  # whether the networks take labels
 
 
@@ -221,16 +222,15 @@ def labels_to_generate(args: Namespace) -> list[int]:
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
-# Resuming: the image order depends only on seed and epoch, the noise on seed, step and process. So
-# no random state needs saving: a repeated step gets the same images and noise.
+# Resuming: image order depends only on (seed, epoch), noise only on (seed, step, process). So a
+# step run again gets the same images and noise, and no random state is saved.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
-# share of every batch, and gradients are averaged. Process 0 alone prints and saves.
+# share of the batch, and gradients are averaged. Process 0 alone prints and saves.
 #
 # CUDA graph: a step launches hundreds of small kernels. They are recorded once, without running;
-# graph.replay() then runs them all with one call, always on the same memory: batches are copied
-# into fixed tensors, and metrics are overwritten. Seeds are not baked in: each replay uses the
-# one that was set just before it.
+# graph.replay() then runs them all with one call, always on the same memory. Random numbers are
+# new in each replay: they come from the current seed.
 
 SAVE_EVERY = 60  # seconds between checkpoints
 # torchrun sets these in each of its processes
@@ -266,7 +266,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # Memory-mapped; mode c is writable, as torch.from_numpy expects, but never changes the file
+    # c, copy-on-write: torch.from_numpy sees a writable array, but the file never changes
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -275,7 +275,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     classes = []
     if (folder / "classes.txt").exists():
         labels = np.load(folder / "labels.npy")
-        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()  # drops a BOM
+        classes = (folder / "classes.txt").read_text("utf-8-sig").splitlines()
         valid = np.isin(labels, range(len(classes)))
         if labels.shape != (len(images),) or not valid.all():
             sys.exit("labels.npy must hold one label for each image, from 0 to classes - 1.")
@@ -287,9 +287,11 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
 def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
     """Tiles images (N, C, S, S) in [-1, 1], row by row. N must be a multiple of columns."""
     pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
-    rows = [torch.cat(row.unbind(), dim=2) for row in pixels.split(columns)]  # (C, S, width)
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # (height, width, C)
-    return Image.fromarray(picture.squeeze(2).numpy())  # a grey picture has no third dimension
+    _, channels, size, _ = images.shape
+    grid = pixels.view(-1, columns, channels, size, size)  # row, column, C, y, x
+    grid = grid.permute(0, 3, 1, 4, 2)  # row, y, column, x, C
+    picture = grid.reshape(-1, columns * size, channels)  # (height, width, C)
+    return Image.fromarray(picture.squeeze(2).numpy())  # (height, width) if grey
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
@@ -331,20 +333,24 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     """The networks on the device, generator_ema among them, and their optimizers."""
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
-    networks["generator_ema"] = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    if WORLD_SIZE > 1:
-        for optimizer in optimizers:
-            optimizer.register_step_pre_hook(average_gradients)
-        if args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
-            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
+    average = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
+    if args.amp:  # the networks run in bfloat16; losses and samples are float32
+        for network in networks.values():
+            network.forward = torch.autocast(args.device, torch.bfloat16)(network.forward)
+    networks["generator_ema"] = average
+    if WORLD_SIZE > 1 and args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
+        networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
     # Conversion and .to() keep the Parameter objects, so the optimizers stay valid
     networks.to(args.device, memory_format=torch.channels_last)
+    for optimizer in optimizers:
+        if WORLD_SIZE > 1:
+            optimizer.register_step_pre_hook(average_gradients)
+        optimizer.param_groups[0]["capturable"] = args.cuda  # for the CUDA graph
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            for group in state["param_groups"]:  # load_state_dict would restore the old ones
-                group.update(lr=args.lr, capturable=args.cuda)
+            state["param_groups"] = optimizer.state_dict()["param_groups"]  # not the old --lr
             optimizer.load_state_dict(state)
     return networks, optimizers
 
@@ -355,24 +361,30 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # hashes of integers do not vary between processes
+    torch.manual_seed(hash(numbers))  # one seed from several, alike in every process
 
 
-def record(run_step: Callable[[], dict]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-    """Records the kernels that run_step launches, without executing them."""
+def record(run_step: Callable[[], dict]) -> Callable[[], dict]:
+    """Records the kernels of a step, without running them. Returns a function that runs them."""
     graph = torch.cuda.CUDAGraph()
     # The default stream cannot be recorded; main() has selected another
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         metrics = run_step()
-    return graph, metrics
+
+    def replay() -> dict[str, Tensor]:
+        graph.replay()
+        return metrics  # the same tensors, with new values
+
+    return replay
 
 
 def make_run(args: Namespace) -> Path:
     """The folder for a new run: --out, or the first unused one of runs/NAME-1, ..."""
     if args.out:
         run = Path(args.out)
+        # Killed before its first checkpoint: start over
         if args.resume and (run / "samples").exists():
-            return run  # start over: it was killed before its first checkpoint
+            return run
         run.mkdir(parents=True, exist_ok=True)
         if any(run.iterdir()):
             sys.exit(f"{run} is not empty. Choose a new folder, or --resume a run.")
@@ -412,7 +424,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     data_sizes = [len(images), step_size]  # which images a step gets depends on both
-    if checkpoint and checkpoint.get("data_sizes") != data_sizes:
+    if checkpoint and checkpoint["data_sizes"] != data_sizes:
         sys.exit(f"{args.out} was started with another number of images or --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
@@ -422,10 +434,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     real = torch.empty(step_size // WORLD_SIZE, *images.shape[1:], device=args.device)
     real_labels = torch.empty(len(real), dtype=torch.long, device=args.device)
 
-    def run_step() -> dict[str, Tensor]:
-        # The cache would return bfloat16 weights from before an optimizer's step
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
-            return train_step(networks, optimizers, args, real, real_labels)
+    run_step = partial(train_step, networks, optimizers, args, real, real_labels)
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
@@ -436,11 +445,10 @@ def train(args: Namespace, checkpoint: dict) -> None:
         limits.append(args.steps)
     last_step = min(limits)
     csv_text = checkpoint.get("metrics", "")
-    # Metrics since the last row, saved so that a resumed run averages the same steps
+    # Metrics since the last row, which may span a restart
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
-    graph = None
     began = time.monotonic()
     last_save = -math.inf  # the first checkpoint follows the first step
 
@@ -451,7 +459,6 @@ def train(args: Namespace, checkpoint: dict) -> None:
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
         print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
-        print(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
@@ -463,14 +470,11 @@ def train(args: Namespace, checkpoint: dict) -> None:
         real.copy_(images[index].to(args.device))  # moved as bytes
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
-        # By the fourth step cuDNN has chosen algorithms, and the optimizers have their state
+        # By the fourth step cuDNN has chosen algorithms, and the optimizers have state
         if args.cuda and args.graph and step == first_step + 3:
-            graph, metrics = record(run_step)  # recorded only; the replay below runs this step
+            run_step = record(run_step)
         set_seed(args.seed, step, RANK)
-        if graph:
-            graph.replay()  # refills metrics
-        else:
-            metrics = run_step()
+        metrics = run_step()
         decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at first, when G changes fast
         # average = decay * average + (1 - decay) * weight, for all in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -478,8 +482,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
             continue
 
         done = step + 1
-        values = torch.stack(list(metrics.values()))  # stack copies
-        unlogged.append(values.detach())
+        # Copies: the next replay overwrites metrics
+        unlogged.append(torch.stack(list(metrics.values())).detach())
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
@@ -493,7 +497,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # else a longer run will complete this row
+            if done % args.log_every == 0:  # a row cut short by the end is not kept
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -504,6 +508,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
             progress = {"script": SCRIPT, "args": vars(args), "data_sizes": data_sizes}
             progress |= {"step": done, "metrics": csv_text, "unlogged": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
+            if step == first_step:
+                bar.write(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
 
 
 def find_checkpoint(args: Namespace) -> Path:
@@ -533,7 +539,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
             sys.exit(f"{path} was written by {checkpoint['script']}.py.")
         saved = checkpoint["args"] | {"out": str(path.parent)}
         del saved["cuda"]  # this machine may be another one
-        if args.epochs or args.steps:  # otherwise the old limit would still hold
+        if args.epochs or args.steps:  # else the old limit would still hold
             saved |= {"epochs": None, "steps": None}
         # Parse again on top of the saved options: only typed ones override them
         args = parser.parse_args(argv, Namespace(**saved))
@@ -548,7 +554,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
 def main(argv: list[str] | None = None) -> None:
     args, checkpoint = parse_args(argv)
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # TF32
+    torch.set_float32_matmul_precision("high")  # allow TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
         torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot record the default one

@@ -29,6 +29,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -69,16 +70,12 @@ def make_floor(module: ModuleType, args: Namespace) -> Step:
     real = torch.rand(shape, device=args.device) * 2 - 1
     labels = torch.randint(len(args.classes), (count,), device=args.device)
 
-    def step() -> dict[str, Tensor]:
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp, cache_enabled=False):
-            return module.train_step(networks, optimizers, args, real, labels)
-
+    step = partial(module.train_step, networks, optimizers, args, real, labels)
     if not args.cuda:
         return step
     for _ in range(WARM_UP):
         step()
-    graph, _ = module.record(step)
-    return graph.replay
+    return module.record(step)
 
 
 def encode(image: np.ndarray) -> bytes:
