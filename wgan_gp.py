@@ -133,7 +133,7 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).flatten().to(x.dtype)
+        return self.layers(x).flatten().to(x.dtype)  # (N, 1, 1, 1) to (N,)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -159,7 +159,7 @@ except ImportError:
 
 
 def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
-    """Networks and optimizers. args also has the data's channels, image_size and classes."""
+    """Networks and optimizers. train() adds channels, image_size and classes to args."""
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     critic = Critic(args.channels, args.image_size, args.width)
@@ -176,9 +176,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
-    labels (N,) are for conditional GANs. On a GPU, Python runs this in the first steps only; then
-    its recorded kernels are replayed. So print() prints nothing, Python values stay as they were,
-    and .item() fails. Use --no-graph to debug.
+    labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
+    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
+    fails while recording. Debug with --no-graph.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
@@ -203,7 +203,7 @@ def train_step(
     z = torch.randn(len(batch), args.latent_dim, device=real.device)
     g_loss = -critic(generator(z)).mean()
     g_optimizer.zero_grad()
-    g_loss.backward(inputs=list(generator.parameters()))  # only G's are needed: faster
+    g_loss.backward(inputs=list(generator.parameters()))  # only for G, which is updated
     g_optimizer.step()
 
     return {"wasserstein": wasserstein, "penalty": penalty, "g_loss": g_loss}
@@ -222,22 +222,23 @@ def sample(generator: nn.Module, args: Namespace, z: Tensor, labels: Tensor) -> 
 
 
 def labels_to_generate(args: Namespace) -> list[int]:
-    return [0]  # a dummy, which sample() ignores
+    return [0]  # one label; sample() ignores it
 
 
 # ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
 
 # Resuming: image order depends only on (seed, epoch), noise only on (seed, step, process). So a
-# step run again gets the same images and noise, and no random state is saved.
+# repeated step gets the same images and noise, and no random state is saved.
 #
 # Several GPUs: torchrun starts a process for each. All have the same weights, each trains on its
 # share of the batch, and gradients are averaged. Process 0 alone prints and saves.
 #
 # CUDA graph: a step launches hundreds of small kernels. They are recorded once, without running;
-# graph.replay() then runs them all with one call, always on the same memory. Random numbers are
-# new in each replay: they come from the current seed.
+# graph.replay() then runs them all with one call, always on the same memory. It draws new random
+# numbers each time, because PyTorch passes the current seed to the graph.
 
 SAVE_EVERY = 60  # seconds between checkpoints
+WARMUP_STEPS = 3  # cuDNN chooses algorithms before a step is recorded
 # torchrun sets these in each of its processes
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
@@ -271,7 +272,7 @@ def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
     folder = Path(name)
     if not (folder / "images.npy").exists():
         sys.exit(f"{folder} has no images.npy. prepare.py makes such a folder.")
-    # c, copy-on-write: torch.from_numpy sees a writable array, but the file never changes
+    # Mode c, copy-on-write: writable, as torch.from_numpy expects, but the file never changes
     images = np.load(folder / "images.npy", mmap_mode="c")
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3]
     if not is_square or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -339,9 +340,10 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     torch.manual_seed(args.seed)  # the same weights in all processes
     networks, optimizers = build(args)
     average = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    if args.amp:  # the networks run in bfloat16; losses and samples are float32
+    if args.amp:  # not for the average: samples are drawn in float32
+        in_bfloat16 = torch.autocast(args.device, torch.bfloat16)  # a decorator
         for network in networks.values():
-            network.forward = torch.autocast(args.device, torch.bfloat16)(network.forward)
+            network.forward = in_bfloat16(network.forward)
     networks["generator_ema"] = average
     if WORLD_SIZE > 1 and args.cuda:  # PyTorch has no SyncBatchNorm for CPUs
         networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
@@ -350,23 +352,23 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     for optimizer in optimizers:
         if WORLD_SIZE > 1:
             optimizer.register_step_pre_hook(average_gradients)
-        optimizer.param_groups[0]["capturable"] = args.cuda  # for the CUDA graph
+        optimizer.param_groups[0]["capturable"] = args.cuda  # a graph must count the steps
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            state["param_groups"] = optimizer.state_dict()["param_groups"]  # not the old --lr
+            state["param_groups"] = optimizer.state_dict()["param_groups"]  # this run's lr
             optimizer.load_state_dict(state)
     return networks, optimizers
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """Weights and BatchNorm's statistics. They share memory with the network."""
+    """The network's own weights and BatchNorm statistics, not copies."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # one seed from several, alike in every process
+    torch.manual_seed(hash(numbers))  # hash() salts strings, but not integers
 
 
 def record(run_step: Callable[[], dict]) -> Callable[[], dict]:
@@ -443,14 +445,10 @@ def train(args: Namespace, checkpoint: dict) -> None:
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    limits = []
-    if args.epochs:
-        limits.append(args.epochs * steps_per_epoch)
-    if args.steps:
-        limits.append(args.steps)
-    last_step = min(limits)
+    # parse_args() has set one limit or both
+    last_step = min((args.epochs or math.inf) * steps_per_epoch, args.steps or math.inf)
     csv_text = checkpoint.get("metrics", "")
-    # Metrics since the last row, which may span a restart
+    # Metrics not yet in a row, which may span a restart
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
@@ -472,15 +470,14 @@ def train(args: Namespace, checkpoint: dict) -> None:
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
-        real.copy_(images[index].to(args.device))  # moved as bytes
+        real.copy_(images[index].to(args.device))  # copied as bytes
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
-        # By the fourth step cuDNN has chosen algorithms, and the optimizers have state
-        if args.cuda and args.graph and step == first_step + 3:
+        if args.cuda and args.graph and step == first_step + WARMUP_STEPS:
             run_step = record(run_step)
         set_seed(args.seed, step, RANK)
         metrics = run_step()
-        decay = min(args.ema, (1 + step) / (20 + step))  # 0.05 at first, when G changes fast
+        decay = min(args.ema, (1 + step) / (20 + step))  # warm-up: 0.05 at step 0
         # average = decay * average + (1 - decay) * weight, for all in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
@@ -502,7 +499,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             seconds = time.monotonic() - began
             row = f"{done},{epoch + 1},{','.join(columns.values())},{seconds:.1f}\n"
             (run / "metrics.csv").write_text(csv_text + row)
-            if done % args.log_every == 0:  # a row cut short by the end is not kept
+            if done % args.log_every == 0:  # a resumed run completes a shorter row
                 csv_text += row
                 unlogged.clear()
         if done % args.sample_every == 0 or done == last_step:
@@ -544,7 +541,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
             sys.exit(f"{path} was written by {checkpoint['script']}.py.")
         saved = checkpoint["args"] | {"out": str(path.parent)}
         del saved["cuda"]  # this machine may be another one
-        if args.epochs or args.steps:  # else the old limit would still hold
+        if args.epochs or args.steps:  # a new limit replaces both old ones
             saved |= {"epochs": None, "steps": None}
         # Parse again on top of the saved options: only typed ones override them
         args = parser.parse_args(argv, Namespace(**saved))
