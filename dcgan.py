@@ -212,7 +212,7 @@ def labels_to_generate(args: Namespace) -> list[int]:
     return [0]  # one label; sample() ignores it
 
 
-# ----------------------- Plumbing: the same in all scripts, byte for byte -----------------------
+# ----------------------- Plumbing, the same in all scripts: the GAN itself ends here ------------
 
 # Resuming: image order depends only on (seed, epoch), noise only on (seed, step, process). So a
 # repeated step gets the same images and noise, and no random state is saved.

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -16,12 +15,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BANNER = "\n# ----------------------- Plumbing"
 # The one list of scripts: whatever holds the banner
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if BANNER in path.read_text("utf-8"))
+EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+SEVERAL = {"vanilla_gan.py": "--d-steps", "wgan.py": "--n-critic", "wgan_gp.py": "--n-critic"}
 TINY = ["--batch-size", "4", "--steps", "2", "--latent-dim", "4", "--no-cuda"]
 
 sys.path.insert(0, str(ROOT))
@@ -36,15 +36,6 @@ def load(script: str) -> ModuleType:
 def call(script: str, *args: object) -> None:
     """Runs a script's main in this process, which spares the two seconds of importing torch."""
     load(script).main([str(arg) for arg in args])
-
-
-def run_script(
-    script: str | Path, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess:
-    """Runs a script of ROOT, or a copy of one by its full path, as a user would."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
 def start(target: Callable[..., None], *args: object, out: str = "out.txt") -> BaseProcess:
@@ -88,18 +79,6 @@ def make_data(folder, count=64, channels=3, size=8, classes=("cats", "dogs"), se
     if classes:
         np.save(folder / "labels.npy", np.arange(count) % len(classes))
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-    return folder
-
-
-def make_images(folder, classes=("cats", "dogs"), per_class=8, size=8, mode="RGB") -> Path:
-    """Writes noise as .png files, in a subfolder for each class, and returns the folder."""
-    rng = np.random.default_rng(0)
-    shape = (size, size, 3) if mode == "RGB" else (size, size)
-    for name in classes:  # class "" is the folder itself
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(per_class):
-            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 

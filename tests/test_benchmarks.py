@@ -1,20 +1,27 @@
-"""benchmarks/throughput.py, speedrun.py and toys.py on tiny tasks; claims.py has its own tests."""
+"""The programs in benchmarks/ on tiny tasks."""
 
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load, make_data
+from conftest import ROOT, call, load, make_data
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import claims
 import speedrun
 import throughput
 import toys
+
+TINY = ["--data", "tiny", "--out", "out", "--batch-size", "4", "--seeds", "1"]
+TINY += ["--samples", "20", "--steps", "8"]
+PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 0, "wgan": 2, "wgan_gp": 2, "stability": 1}
+ALL = claims.VARIANTS | claims.ARCHITECTURES
 
 
 def test_throughput_compares_a_script_with_its_floor_and_the_textbook(capsys, monkeypatch) -> None:
@@ -29,6 +36,11 @@ def test_throughput_compares_a_script_with_its_floor_and_the_textbook(capsys, mo
     assert load("dcgan.py").tqdm.__name__ == "tqdm"  # the script is itself again
 
 
+def run_here(command: list[str], **_: object) -> None:
+    """For subprocess.run: a script's command without another Python."""
+    call(Path(command[1]).name, *command[2:])
+
+
 def test_speedrun_trains_until_the_goal_is_reached_or_gives_up(capsys, monkeypatch) -> None:
     data = make_data(Path("data/mnist-32"))
     for name in ("images", "labels"):
@@ -37,6 +49,7 @@ def test_speedrun_trains_until_the_goal_is_reached_or_gives_up(capsys, monkeypat
     good = {"accuracy": 1.0, "diversity": 1.0, "rarest": 0.1}
     scores = [good | {"frechet": frechet} for frechet in (10.0, 40.0, 30.0)]
     monkeypatch.setattr(speedrun.evaluate.Judge, "__call__", Mock(side_effect=scores))
+    monkeypatch.setattr(speedrun.subprocess, "run", run_here)
     race = speedrun.Race("--batch-size 4 --width 2", 1, 1, 2, frechet=12, accuracy=0.9)
     monkeypatch.setitem(speedrun.RACES, "cgan", race)
     speedrun.main(["cgan", "--final", "--seeds", "2", "--samples", "20", "--no-cuda"])
@@ -44,23 +57,6 @@ def test_speedrun_trains_until_the_goal_is_reached_or_gives_up(capsys, monkeypat
     stops = re.findall(r"^\| cgan \| (\d \| \d) \| \d+ \| [\d.]+ \| 10.0% \|", out, re.MULTILINE)
     assert stops == ["0 | 1", "1 | 1", "1 | 2"]
     assert re.search(r"\| \d+, inf \| inf \|$", out)
-
-
-def test_speedrun_keeps_the_last_training_images_to_judge_by(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data", count=50_010, channels=1, size=2)
-    folder = speedrun.split(data, tmp_path / "split")
-    for name in ("images", "labels"):
-        array = np.load(data / f"{name}.npy")
-        assert np.array_equal(np.load(folder / f"{name}.npy"), array[:50_000])
-        assert np.array_equal(np.load(folder / f"test_{name}.npy"), array[50_000:])
-
-
-def test_the_best_gaussian_by_kl_has_the_mixtures_moments_and_by_reverse_kl_is_at_a_mode() -> None:
-    mean, std = toys.best_gaussian("kl")
-    variance = toys.WIDE**2 + 4 * toys.CENTRE**2 * toys.LEFT * (1 - toys.LEFT)
-    assert mean.tolist() == pytest.approx([toys.CENTRE * (1 - 2 * toys.LEFT), 0], abs=0.01)
-    assert std.tolist() == pytest.approx([variance**0.5, toys.WIDE], abs=0.01)
-    assert toys.best_gaussian("reverse-kl")[0][0] == pytest.approx(-toys.CENTRE, abs=0.02)
 
 
 def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
@@ -73,3 +69,39 @@ def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
     toys.main(["grid", "--steps", "2", "--seeds", "1", "--width", "4", "--batch-size", "8"])
     rows = re.findall(r"^\| ([\w, -]+) \| \d+ \| \d+ % \|$", capsys.readouterr().out, re.MULTILINE)
     assert rows == list(toys.LOSSES)
+
+
+@pytest.mark.parametrize("command", PICTURES)
+def test_each_command_continues_from_what_it_has(command: str, capsys, monkeypatch) -> None:
+    make_data(Path("tiny"), channels=1)
+    few = {kind: ALL[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")}
+    monkeypatch.setattr(claims, "VARIANTS", few)
+    stable = {kind: ALL[kind] for kind in ("MLP as G", "no BatchNorm")}
+    monkeypatch.setattr(claims, "ARCHITECTURES", stable)
+    monkeypatch.setattr(claims, "POINTS", (0.25, 0.5, 1))
+    monkeypatch.setattr(claims, "FACTORS", (5,))
+    monkeypatch.setattr(claims, "WIDTH", 2)
+    claims.main([command, *TINY])
+    first = capsys.readouterr().out
+    assert "nan" not in first
+    assert len(list(Path("out").glob("*.png"))) == PICTURES[command]
+    monkeypatch.setattr(claims, "score", None)  # nothing is measured again
+    claims.main([command, *TINY])
+    assert capsys.readouterr().out == first
+
+
+def test_variants_differ_from_each_other_and_leave_the_script_as_it_was() -> None:
+    dcgan = load("dcgan.py")
+    before = vars(dcgan).copy()
+    args = Namespace(latent_dim=4, channels=1, image_size=16, width=8, lr=1e-3, cuda=False)
+    kinds = {}
+    for kind in ALL:
+        torch.manual_seed(0)
+        with claims.variant(dcgan, kind):
+            networks, optimizers = dcgan.build(args)
+        assert vars(dcgan) == before
+        generator, discriminator = networks.values()
+        images = generator(torch.randn(5, 4))
+        kinds[str([networks, optimizers, images])] = kind
+        assert (images.shape, discriminator(images).shape) == ((5, 1, 16, 16), (5,))
+    assert list(kinds.values()) == list(ALL)

@@ -1,21 +1,21 @@
 """The command line: what is accepted, what is refused and how, and that a script stands alone."""
 
-import multiprocessing
+import os
 import pickle
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
-from multiprocessing.synchronize import Barrier
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, TINY, call, load, make_data, run_file, run_script, start
+from conftest import EACH_SCRIPT, ROOT, SCRIPTS, TINY, call, load, make_data, run_file, start
 
 COMMON = "--help --batch-size --lr --latent-dim --data --epochs --steps --out --resume --generate"
 COMMON += " --ema --seed --log-every --sample-every --cuda --graph --amp"
@@ -39,8 +39,8 @@ BAD = {
     "wgan_gp.py": "--gp-weight=x --n-critic=0",
     "lsgan.py": "--coding=ternary",
     "fgan.py": "--divergence=KL --loss=minimax",
+    "acgan.py": "--label" if torch.cuda.is_available() else "--label --cuda",
 }
-EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 
 
 def files(folder: Path = Path()) -> dict[Path, int]:
@@ -49,7 +49,7 @@ def files(folder: Path = Path()) -> dict[Path, int]:
 
 
 @EACH_SCRIPT
-def test_help_shows_all_options(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_all_options(script: str, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         call(script, "--help")
     found = re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out)
@@ -72,7 +72,7 @@ def test_each_option_of_the_gan_changes_the_run(script: str, data: Path) -> None
 
 
 @pytest.mark.parametrize("script", BAD)
-def test_a_bad_value_is_refused(script: str, refused: Callable) -> None:
+def test_a_bad_value_is_refused(script: str, refused) -> None:
     for option in BAD[script].split():
         assert option.partition("=")[0] in refused(script, option)
     assert not files()
@@ -94,7 +94,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("kind", BAD_DATA)
-def test_bad_arrays_are_refused(kind: str, data: Path, refused: Callable) -> None:
+def test_bad_arrays_are_refused(kind: str, data: Path, refused) -> None:
     images, labels, words = BAD_DATA[kind]
     np.save(data / "images.npy", images)
     np.save(data / "labels.npy", labels)
@@ -102,19 +102,12 @@ def test_bad_arrays_are_refused(kind: str, data: Path, refused: Callable) -> Non
     assert not Path("runs").exists()
 
 
-def test_no_data_and_too_few_are_refused(data: Path, refused: Callable) -> None:
+def test_data_that_are_not_there_are_refused(refused) -> None:
     assert "data/mnist-32" in refused("dcgan.py", "--data", "data/mnist-32", code=1)
-    assert "10000000" in refused("dcgan.py", "--data", data, "--batch-size", 10_000_000, code=1)
-    np.savez(data / "images.npz", IMAGES)
-    (data / "images.npz").rename(data / "images.npy")
-    with pytest.raises((AttributeError, ValueError)):  # Python's own
-        call("dcgan.py", "--data", data, *TINY)
     assert not Path("runs").exists()
 
 
-def test_cgan_needs_classes_that_may_begin_with_a_byte_order_mark(
-    data: Path, refused: Callable
-) -> None:
+def test_cgan_needs_classes_that_may_begin_with_a_byte_order_mark(data: Path, refused) -> None:
     (data / "classes.txt").write_text("cats\ndogs\n", "utf-8-sig")  # as Windows' Notepad does
     call("cgan.py", "--data", data, *TINY, "--out", "run")
     call("cgan.py", "--out", "run", "--generate", 1, "--label", "cats", "--no-cuda")
@@ -123,18 +116,12 @@ def test_cgan_needs_classes_that_may_begin_with_a_byte_order_mark(
     call("dcgan.py", "--data", data, *TINY)
 
 
-def test_an_image_size_that_is_no_power_of_two_from_8_on_is_refused(refused: Callable) -> None:
+def test_an_image_size_that_is_no_power_of_two_from_8_on_is_refused(refused) -> None:
     for size in (4, 28):
         data = make_data(Path(f"data-{size}"), 4, size=size)
         assert str(size) in refused("dcgan.py", "--data", data, *TINY, code=1)
         assert not Path("runs").exists()
         call("vanilla_gan.py", "--data", data, *TINY, "--out", f"run-{size}")  # which takes any
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_refused(refused: Callable) -> None:
-    assert "GPU" in refused("dcgan.py", "--cuda")
-    assert not files()
 
 
 def test_runs_are_numbered_and_out_may_be_new_or_empty(data: Path) -> None:
@@ -145,7 +132,7 @@ def test_runs_are_numbered_and_out_may_be_new_or_empty(data: Path) -> None:
     assert found == ["a/b", "empty", "runs/dcgan-1", "runs/dcgan-2"]
 
 
-def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Callable) -> None:
+def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused) -> None:
     call("dcgan.py", "--data", data, *TINY, "--out", "run")
     Path("mine").mkdir()
     Path("mine", "config.json").write_text("mine")
@@ -157,56 +144,40 @@ def test_out_that_is_not_empty_is_refused_and_left_alone(data: Path, refused: Ca
     assert files() == before
 
 
-def test_what_is_no_run_of_the_script_is_refused(finished: Callable, refused: Callable) -> None:
+def test_what_is_no_run_of_the_script_is_refused(finished, refused) -> None:
     before = files(finished("wgan.py"))
     for command in (["--resume"], ["--generate", 2]):
         assert "wgan" in refused("dcgan.py", *command, "--out", finished("wgan.py"), code=1)
-    assert files(finished("wgan.py")) == before
-    for command in (["--resume"], ["--generate", 2]):
         assert "runs" in refused("dcgan.py", *command, code=1)
+    assert files(finished("wgan.py")) == before
     assert "nowhere" in refused("dcgan.py", "--generate", 4, "--out", "nowhere", code=1)
     assert not files()
 
 
-@pytest.mark.parametrize(("images", "batch_size"), [(64, 5), (80, 4), (65, 4)])
-def test_a_run_goes_on_with_its_own_batches_only(
-    images: int, batch_size: int, data: Path, refused: Callable
-) -> None:
+@pytest.mark.parametrize(("images", "batch"), [(64, 5), (80, 4), (65, 4)])
+def test_other_batches_do_not_continue_a_run(images: int, batch: int, data: Path, refused) -> None:
     """65 images make as many steps in an epoch as 64, in another order."""
     call("dcgan.py", "--data", data, *TINY, "--out", "run")
     before = files(Path("run"))
     make_data(data, images)
-    resume = ["--resume", "--out", "run", "--steps", 4, "--no-cuda", "--batch-size", batch_size]
+    resume = ["--resume", "--out", "run", "--steps", 4, "--no-cuda", "--batch-size", batch]
     assert "--batch-size" in refused("dcgan.py", *resume, code=1)
     assert files(Path("run")) == before
 
 
-def train_together(barrier: Barrier, *argv: object) -> None:
-    """For start: begins when the other processes do, on a slow disk."""
-    make_run = load("dcgan.py").make_run
+@pytest.mark.parametrize("out", [None, "run"])
+def test_runs_started_at_once_do_not_share_a_folder(out: str | None) -> None:
+    args = Namespace(out=out, resume=False)
 
-    def make_run_slowly(*args: object) -> object:
-        run = make_run(*args)
-        time.sleep(0.3)
-        return run
+    def make_run(_: int) -> Path | None:
+        try:
+            return load("dcgan.py").make_run(args)
+        except (SystemExit, FileExistsError):
+            return None
 
-    load("dcgan.py").make_run = make_run_slowly
-    barrier.wait()
-    call("dcgan.py", *argv)
-
-
-@pytest.mark.parametrize("out", [[], ["--out", "run"]], ids=["numbered", "the same --out"])
-def test_runs_started_at_once_do_not_share_a_folder(out: list[str], data: Path) -> None:
-    barrier = multiprocessing.get_context("forkserver").Barrier(3)
-    argv = ["--data", data, *TINY, "--log-every", 1, *out]
-    processes = [start(train_together, barrier, *argv, out=f"{i}.txt") for i in range(3)]
-    for process in processes:
-        process.join(100)
-    begun = ["0 to 2" in Path(f"{i}.txt").read_text() for i in range(3)]
-    assert sum(begun) == (1 if out else 3)
-    assert [process.exitcode for process in processes] == [0 if began else 1 for began in begun]
-    found = {path.parent for path in Path().rglob("checkpoint.pt")}
-    assert found == ({Path("run")} if out else {Path(f"runs/dcgan-{i}") for i in (1, 2, 3)})
+    with ThreadPoolExecutor(8) as pool:
+        made = [run for run in pool.map(make_run, range(50)) if run]
+    assert len(set(made)) == len(made) == (1 if out else 50)
 
 
 class Evil:
@@ -278,16 +249,16 @@ def test_a_script_alone_in_a_folder_trains_without_the_kernels(script: str, data
 
 
 def test_the_plain_command_trains_on_the_built_in_digits() -> None:
-    done = run_script("dcgan.py", *TINY, "--width", 2)
+    command = [sys.executable, ROOT / "dcgan.py", *TINY, "--width", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "20,000 images" in done.stdout
     assert Path("runs/dcgan-1/checkpoint.pt").exists()
 
 
 @EACH_SCRIPT
-def test_a_script_in_a_notebook_trains_in_a_thread_and_changes_nothing(
-    script: str, data: Path
-) -> None:
+def test_in_a_notebook_scripts_train_in_threads_and_change_nothing(script: str, data: Path) -> None:
     source = (ROOT / script).read_text("utf-8")
     cell = {"__name__": "notebook"}  # without a __file__
     exec(compile(source, "<cell>", "exec", optimize=2), cell)  # as python -OO does: no docstrings

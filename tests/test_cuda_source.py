@@ -25,18 +25,19 @@ KERNELS = {"clip_kernel", "rmsprop_clip_kernel", "gradient_penalty_backward_kern
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc here")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_it_compiles_without_spills_and_with_16_byte_accesses(arch: str, tmp_path: Path) -> None:
-    command = [NVCC, "-O3", f"-arch={arch}", "-Xptxas=-v", "--keep", f"--keep-dir={tmp_path}"]
+def test_it_compiles_without_spills_and_with_16_byte_accesses(tmp_path: Path) -> None:
+    command = [NVCC, "-O3", "-Xptxas=-v", "--keep", f"--keep-dir={tmp_path}", "--threads=2"]
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
     command += ["-c", SOURCE, "-o", tmp_path / "cuda.o"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert set(spills) == {("0", "0")}
-    ptx = next(tmp_path.glob("*.ptx")).read_text()
-    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.entry|\Z)", ptx, re.DOTALL))
-    assert len(bodies) == 4 * (2 + 2 + 3)  # the kernels on lists have two capacities
-    for name, body in bodies.items():
+    bodies = []
+    for ptx in tmp_path.glob("*.ptx"):
+        bodies += re.findall(r"\.entry (\w+)\((.*?)(?=\.entry|\Z)", ptx.read_text(), re.DOTALL)
+    assert len(bodies) == 2 * 4 * (2 + 2 + 3)  # the kernels on lists have two capacities
+    assert spills == [("0", "0")] * len(bodies)
+    for name, body in bodies:
         (kernel,) = [kernel for kernel in KERNELS if f"{len(kernel)}{kernel}I" in name]  # mangled
         if kernel == "norms_kernel":  # it only adds up single numbers
             continue
@@ -85,7 +86,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     source, launches = re.subn(r"(\w+)<T><<<(\w+), (\w+), 0, \w+>>>", run_on_cpu, source)
     assert launches == len(KERNELS)
     (folder / "cuda.cpp").write_text('#include "cuda_on_cpu.h"\n' + source)
-    command = ["g++", "-std=c++20", "-O2", "-w", "-shared", "-fPIC", "-pthread"]
+    command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread"]
     command += [f"-I{path}" for path in [ROOT / "csrc", ROOT / "tests", *include_paths()]]
     subprocess.run([*command, folder / "cuda.cpp", "-o", folder / "cuda.so"], check=True)
     return ctypes.CDLL(folder / "cuda.so")
@@ -146,7 +147,7 @@ def test_rmsprop_is_right(kernels: Backend, dtype: torch.dtype, misaligned: bool
 
 SHAPES = [(5, 3), (3, 4096), (2, 4099), (9, 9001), (1, 150_001), (1030, 0), (0, 9)]
 CASES = [(shape, dtype) for shape in SHAPES for dtype in DTYPES]
-CASES += [((33, 70_000), torch.float32)]  # slow: norms_kernel needs a second round
+CASES += [((33, 65_537), torch.float32)]  # slow: norms_kernel needs a second round
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)

@@ -3,15 +3,14 @@
 python tests/test_golden.py      writes golden.json anew, after a change that is meant to change it
 """
 
-import csv
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from conftest import SCRIPTS, call, make_data
+from conftest import EACH_SCRIPT, SCRIPTS, call, make_data
+from test_training import rows
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-5  # of the largest value in the column; metrics.csv has six digits
@@ -29,26 +28,21 @@ def first_steps(script: str, folder: Path, *args: object) -> dict[str, list[floa
         call(script, "--out", folder / "run", *small, *args)
     finally:
         torch.set_default_dtype(torch.float32)
-    with (folder / "run" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "epoch", "seconds")]
-    return {name: [float(row[name]) for row in rows] for name in names}
+    table = rows(folder / "run")
+    _, _, *names = table[0]  # without step and epoch
+    return {name: [float(row[name]) for row in table] for name in names}
 
 
 def difference(found: dict[str, list[float]], expected: dict[str, list[float]]) -> float:
     """The largest difference of two columns, as a part of the largest value in the column."""
     assert list(found) == list(expected)
-    differences = []
-    for name in expected:
-        error = np.abs(np.subtract(found[name], expected[name]))
-        differences.append(error.max() / np.abs(expected[name]).max())
-    return max(differences)
+    pinned = np.array(list(expected.values()))
+    error = np.abs(np.array(list(found.values())) - pinned).max(axis=1)
+    return (error / np.abs(pinned).max(axis=1)).max()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_first_steps_are_the_pinned_ones_and_a_change_is_seen(
-    script: str, tmp_path: Path
-) -> None:
+@EACH_SCRIPT
+def test_first_steps_are_the_pinned_ones_and_a_change_is_seen(script: str, tmp_path: Path) -> None:
     steps = first_steps(script, tmp_path)
     pinned = json.loads(GOLDEN.read_text())[script]
     assert {len(column) for column in steps.values()} == {20}
@@ -68,8 +62,5 @@ def write(pinned: dict[str, dict[str, list[float]]]) -> None:
 
 
 if __name__ == "__main__":
-    found = {}
-    for script in SCRIPTS:
-        with tempfile.TemporaryDirectory() as folder:
-            found[script] = first_steps(script, Path(folder))
-    write(found)
+    with tempfile.TemporaryDirectory() as folder:
+        write({script: first_steps(script, Path(folder, script)) for script in SCRIPTS})

@@ -3,31 +3,18 @@
 Without a GPU this is as much as can be tested. With one, replayed steps are compared with others.
 """
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, call, load, make_data
+from conftest import EACH_SCRIPT, call, load, make_data
 from test_training import numbers, rows, watch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SMALL = ["--batch-size", "4", "--latent-dim", "8", "--log-every", "1"]
-EACH_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
-def meta_step(script: str) -> tuple[torch.nn.ModuleDict, list, Namespace, Tensor, Tensor]:
-    """What train_step takes, on the meta device, where there are no values."""
-    args, _ = load(script).parse_args([*SMALL, "--no-cuda"])
-    args.channels, args.image_size, args.classes = 1, 16, ["cats", "dogs"]
-    networks = load(script).build(args)[0].to("meta")
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks.values()]
-    count = load(script).images_per_step(args)
-    real = torch.zeros(count, 1, 16, 16, device="meta")
-    return networks, optimizers, args, real, torch.zeros(count, dtype=torch.long, device="meta")
 
 
 class OnlyMeta(TorchDispatchMode):
@@ -46,22 +33,19 @@ class OnlyMeta(TorchDispatchMode):
 
 @EACH_SCRIPT
 def test_a_step_reads_no_value_and_uses_no_other_device_than_the_images(script: str) -> None:
-    inputs = meta_step(script)
+    args, _ = load(script).parse_args([*SMALL, "--no-cuda"])
+    args.channels, args.image_size, args.classes = 1, 16, ["cats", "dogs"]
+    networks = load(script).build(args)[0].to("meta")
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks.values()]
+    count = load(script).images_per_step(args)
+    real = torch.zeros(count, 1, 16, 16, device="meta")
+    labels = torch.zeros(count, dtype=torch.long, device="meta")
     with OnlyMeta():
-        metrics = load(script).train_step(*inputs)
+        metrics = load(script).train_step(networks, optimizers, args, real, labels)
     assert {value.shape for value in metrics.values()} == {()}
 
 
-def test_the_meta_device_would_notice_a_value_that_is_read() -> None:
-    loss = torch.zeros((), device="meta")
-    for read in (loss.item, loss.cpu, lambda: loss + torch.ones(1)):
-        with pytest.raises((RuntimeError, AssertionError)), OnlyMeta():
-            read()
-
-
-def test_every_step_finds_its_images_in_the_same_memory(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_step_finds_its_images_in_the_same_memory(data: Path, monkeypatch) -> None:
     seen = []
     watch("wgan.py", monkeypatch, lambda *inputs: seen.append(inputs[3:5]))
     call("wgan.py", "--data", data, "--steps", 6, *SMALL, "--no-cuda")
@@ -76,9 +60,7 @@ def columns(run: str) -> Tensor:
 @NEEDS_GPU
 @pytest.mark.parametrize("amp", [[], ["--amp"]], ids=["float32", "amp"])
 @EACH_SCRIPT
-def test_replayed_and_resumed_steps_on_a_gpu_are_the_steps_one_by_one(
-    script: str, amp: list[str]
-) -> None:
+def test_replayed_and_resumed_steps_are_the_steps_one_by_one(script: str, amp: list[str]) -> None:
     data = make_data(Path("data"), 80, size=16)
     common = ["--data", data, "--cuda", *SMALL, *amp]
     for steps in (9, 20):
@@ -92,7 +74,7 @@ def test_replayed_and_resumed_steps_on_a_gpu_are_the_steps_one_by_one(
 
 @NEEDS_GPU
 @EACH_SCRIPT
-def test_no_step_waits_for_the_gpu(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_waits_for_the_gpu(script: str, monkeypatch) -> None:
     """From the first replay until the row of the last step, in which the CPU must wait."""
     data = make_data(Path("data"), 1000, size=16)
     watched = []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, make_images
+from conftest import ROOT, call
 from PIL import Image
 
 import prepare
@@ -45,23 +45,18 @@ def gzipped(files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
 
 
-def write_cifar10(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    records = np.concatenate([LABELS[:, None], PHOTOS.reshape(24, -1)], axis=1)
-    files = np.roll(records.reshape(6, -1), 1, axis=0)
-    names = ["test_batch.bin", *(f"data_batch_{i}.bin" for i in range(1, 6))]
-    with tarfile.open(path, "w:gz") as tar:
-        for name, file in zip(names, files, strict=True):
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = file.size
-            tar.addfile(member, io.BytesIO(file.tobytes()))
-
-
-def write(folder: str, files: dict[str, bytes]) -> None:
+def write(folder: str | Path, files: dict[str, bytes]) -> None:
     for file, data in files.items():
         path = Path(folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def make_images(folder: Path, classes=("cats", "dogs"), count: int = 8) -> Path:
+    """Writes .png files, in a subfolder for each class, and returns the folder."""
+    for name in classes:  # class "" is the folder itself
+        write(folder / name, {f"{i}.png": encoded() for i in range(count)})
+    return folder
 
 
 def zip_of(folder: Path) -> Path:
@@ -129,7 +124,16 @@ def test_mnist_files_in_place_are_used_as_they_are(name: str, zipped: bool, caps
 
 
 def test_cifar10_in_place_is_used_as_it_is() -> None:
-    write_cifar10(Path("data/downloads/cifar10/cifar-10-binary.tar.gz"))
+    records = np.concatenate([LABELS[:, None], PHOTOS.reshape(24, -1)], axis=1)
+    files = np.roll(records.reshape(6, -1), 1, axis=0)
+    names = ["test_batch.bin", *(f"data_batch_{i}.bin" for i in range(1, 6))]
+    path = Path("data/downloads/cifar10/cifar-10-binary.tar.gz")
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, file in zip(names, files, strict=True):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = file.size
+            tar.addfile(member, io.BytesIO(file.tobytes()))
     images, labels, classes = run("cifar10", size=32)
     assert np.array_equal(np.concatenate([images, np.load("out/test_images.npy")]), PHOTOS)
     assert labels + np.load("out/test_labels.npy").tolist() == LABELS.tolist()
@@ -318,7 +322,7 @@ def test_nothing_appears_when_the_disk_is_full() -> None:
 
 
 def test_an_interrupted_run_says_so_and_leaves_nothing() -> None:
-    make_images(Path("photos"), per_class=1500)
+    make_images(Path("photos"), count=1500)
     command = [sys.executable, str(ROOT / "prepare.py"), "photos", "--out", "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not Path(".out.part").exists():

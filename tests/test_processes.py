@@ -11,26 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, call, load, make_data, start
-from test_training import SEVERAL, assert_same_run, read, rows, wait_for_rows
+from conftest import EACH_SCRIPT, ROOT, SEVERAL, call, load, make_data, start
+from test_training import assert_same_run, options, read, rows, wait_for_rows
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-SMALL = ["--batch-size", 12, "--latent-dim", 4, "--log-every", 2, "--no-cuda"]
+SMALL = ["--batch-size", 12, "--log-every", 2]
 
 
 @pytest.fixture
 def data() -> Path:
     """26 images in batches of 12, and two images left over. Each is a class of its own."""
     return make_data(Path("data"), 26, size=16, classes=[str(i) for i in range(26)])
-
-
-def options(script: str, data: Path) -> list[object]:
-    width = [] if script == "vanilla_gan.py" else ["--width", 4]
-    several = [SEVERAL[script], 2] if script in SEVERAL else []
-    return ["--data", data, *SMALL, *width, *several]
 
 
 def process(rank: int, port: int, watched: bool, script: str, *args: object) -> None:
@@ -49,19 +43,17 @@ def watch(script: object, rank: int) -> None:
     train_step = script.train_step
     mine = []
 
-    def parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-        return optimizer.param_groups[0]["params"]
-
     def step(*inputs: object) -> dict[str, torch.Tensor]:
         torch.save([inputs[4].clone(), torch.initial_seed()], f"step-{next(numbers)}-{rank}")
         return train_step(*inputs)
 
     def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        mine[:] = [parameter.grad.clone() for parameter in parameters(optimizer)]
+        mine[:] = [parameter.grad.clone() for parameter in optimizer.param_groups[0]["params"]]
 
     def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        mean = [parameter.grad for parameter in parameters(optimizer)]
-        weights = [parameter.data for parameter in parameters(optimizer)]
+        parameters = optimizer.param_groups[0]["params"]
+        mean = [parameter.grad for parameter in parameters]
+        weights = [parameter.data for parameter in parameters]
         torch.save([mine, mean, weights], f"update-{next(numbers)}-{rank}")
 
     script.train_step = step
@@ -74,7 +66,7 @@ def train(script: str, data: Path, *args: object, watched: bool = False) -> list
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    argv = [script, *options(script, data), *args]
+    argv = [script, *options(script, data), *SMALL, *args]
     processes = [start(process, rank, port, watched, *argv, out=f"{rank}.txt") for rank in (0, 1)]
     for one in processes:
         one.join(100)
@@ -82,10 +74,8 @@ def train(script: str, data: Path, *args: object, watched: bool = False) -> list
     return [one.exitcode for one in processes]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_processes_share_the_batch_average_their_gradients_and_stay_equal(
-    script: str, data: Path
-) -> None:
+@EACH_SCRIPT
+def test_processes_share_a_batch_average_gradients_and_stay_equal(script: str, data: Path) -> None:
     codes = train(script, data, "--steps", 2, "--out", "run", watched=True)
     assert codes == [0, 0], Path("0.txt").read_text() + Path("1.txt").read_text()
     batches = 2 if script in SEVERAL else 1  # of a step
@@ -130,7 +120,8 @@ def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
     Path("dcgan.py").write_text(always, "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", 2, "--max-restarts", 1]
-    command += ["dcgan.py", *options("dcgan.py", data), "--steps", 60, "--out", "run", "--resume"]
+    command += ["dcgan.py", *options("dcgan.py", data), *SMALL]
+    command += ["--steps", 60, "--out", "run", "--resume"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with Path("out.txt").open("w") as out:
         torchrun = subprocess.Popen([*map(str, command)], stdout=out, stderr=out, env=env)
