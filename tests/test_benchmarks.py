@@ -75,12 +75,10 @@ def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
 def test_each_command_continues_from_what_it_has(command: str, capsys, monkeypatch) -> None:
     make_data(Path("tiny"), channels=1)
     few = {kind: ALL[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")}
-    monkeypatch.setattr(claims, "VARIANTS", few)
     stable = {kind: ALL[kind] for kind in ("MLP as G", "no BatchNorm")}
-    monkeypatch.setattr(claims, "ARCHITECTURES", stable)
-    monkeypatch.setattr(claims, "POINTS", (0.25, 0.5, 1))
-    monkeypatch.setattr(claims, "FACTORS", (5,))
-    monkeypatch.setattr(claims, "WIDTH", 2)
+    small = {"VARIANTS": few, "ARCHITECTURES": stable, "WIDTH": 2, "POINTS": (0.25, 0.5, 1)}
+    for name, value in (small | {"FACTORS": (5,)}).items():
+        monkeypatch.setattr(claims, name, value)
     claims.main([command, *TINY])
     first = capsys.readouterr().out
     assert "nan" not in first

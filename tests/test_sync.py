@@ -19,7 +19,7 @@ SCRIPT_BYTES = 28_000
 DCGAN_BYTES = 27_000
 PLUMBING_BYTES = 17_000
 TOKENS_PER_LINE = 10.5  # below the banner
-LINES_PER_FUNCTION = 103
+LINES_PER_FUNCTION = 100
 CHANGED_LINES = {  # on each side of a diff
     ("dcgan.py", "cgan.py"): 35,
     ("dcgan.py", "wgan.py"): 60,
@@ -31,7 +31,6 @@ CHANGED_LINES = {  # on each side of a diff
 
 # What may differ although it has the same name. All of it stands above the banner.
 DIFFERS = {"__doc__", "SCRIPT", "CONDITIONAL", "Generator", "Discriminator", "Critic"}
-DIFFERS |= {"add_options"}
 DIFFERS |= {"add_options", "images_per_step", "build", "sample", "labels_to_generate", "train_step"}
 DIFFERS |= {"imports", "optional imports"}
 
