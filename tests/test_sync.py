@@ -142,7 +142,6 @@ def test_a_diff_between_neighbours_is_a_short_lesson(old: str, new: str) -> None
 
 
 def test_the_project_installs_and_the_readme_lists_every_script() -> None:
-    assert len(SCRIPTS) == 8
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     modules = re.search(r"py-modules = \[(.*?)\]", project, re.DOTALL)[1]
     installed = {f"{name}.py" for name in re.findall(r'"(\w+)"', modules)}
