@@ -80,7 +80,7 @@ def add_options(parser: ArgumentParser) -> None:
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
     add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
-    add("--amp", action=BooleanOptionalAction, default=False, help="run the networks in bfloat16")
+    add("--amp", action=BooleanOptionalAction, default=False, help="bfloat16; a CPU needs AVX-512")
 
 
 def layer_widths(image_size: int, width: int) -> list[int]:
