@@ -393,7 +393,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     _, args.channels, args.image_size, _ = images.shape
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
-        sys.exit(f"A step takes {step_size} images, but there are {len(images)}.")
+        sys.exit(f"--batch-size: a step takes {step_size} of {len(images)} images.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     data_sizes = [len(images), step_size]  # which images a step gets depends on both

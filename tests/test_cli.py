@@ -85,7 +85,7 @@ BAD_DATA = {
     "two channels": (IMAGES.repeat(2, axis=1), LABELS, "(4, 2, 8, 8)"),
     "not square": (IMAGES[..., :7], LABELS, "(4, 1, 8, 7)"),
     "three axes": (IMAGES[0], LABELS, "(1, 8, 8)"),
-    "fewer images than a step takes": (IMAGES[:3], LABELS[:3], "4 images"),
+    "fewer images than a step takes": (IMAGES[:3], LABELS[:3], "4 of 3 images"),
     "a label too many": (IMAGES, np.zeros(5, np.int64), "labels.npy"),
     "a label of no class": (IMAGES, LABELS + 1, "labels.npy"),
     "a negative label": (IMAGES, -LABELS, "labels.npy"),
