@@ -1,11 +1,9 @@
 """The command line: what is accepted, what is refused and how, and that a script stands alone."""
 
-import os
 import pickle
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from argparse import Namespace
@@ -249,11 +247,10 @@ def test_a_script_alone_in_a_folder_trains_without_the_kernels(script: str, data
 
 
 def test_the_plain_command_trains_on_the_built_in_digits() -> None:
-    command = [sys.executable, ROOT / "dcgan.py", *TINY, "--width", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "20,000 images" in done.stdout
+    process = start(run_file, ROOT / "dcgan.py", *TINY, "--width", 2)
+    process.join(100)
+    assert process.exitcode == 0, Path("out.txt").read_text()
+    assert "20,000 images" in Path("out.txt").read_text()
     assert Path("runs/dcgan-1/checkpoint.pt").exists()
 
 

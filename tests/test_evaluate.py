@@ -134,7 +134,10 @@ def judge(digits, tmp_path_factory) -> evaluate.Judge:
     """Compares with the first 700 digits; the others are held out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("judge"))  # data/cache is made there
-        return evaluate.Judge(evaluate.Part(digits.images[:700], digits.labels[:700]), 10, "cpu")
+        torch.set_num_threads(2)  # it takes long
+        judge = evaluate.Judge(evaluate.Part(digits.images[:700], digits.labels[:700]), 10, "cpu")
+        torch.set_num_threads(1)  # as conftest.py has it
+        return judge
 
 
 def test_held_out_images_score_as_real_ones_should(judge, digits, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EACH_SCRIPT, SCRIPTS, SEVERAL, call, load, make_data, run_saving_always, start
+from conftest import SCRIPTS, SEVERAL, call, load, make_data, run_saving_always, start
 from PIL import Image
 from torch import Tensor, nn
 
@@ -206,7 +206,7 @@ def wait_for_rows(count: int, run: Path, is_alive: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@EACH_SCRIPT
+@pytest.mark.parametrize("script", SCRIPTS if "KILLS" in os.environ else SCRIPTS[::3])
 def test_a_process_killed_at_random_moments_is_resumed_exactly(script: str, data: Path) -> None:
     """KILLS=40 pytest -k random_moments kills each script 40 times, also while it writes files."""
     run = Path("run")
