@@ -62,8 +62,8 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN; the paper names no settings
     add("--batch-size", type=positive_int, default=128, help="images, over all GPUs (default: 128)")
-    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: %(default)s)")
-    add("--latent-dim", type=positive_int, default=100, help="length of z (default: %(default)s)")
+    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: 2e-4)")
+    add("--latent-dim", type=positive_int, default=100, help="length of z (default: 100)")
     add("--d-steps", type=positive_int, default=1, help="updates of D for one of G (default: 1)")
     add("--loss", choices=["non-saturating", "minimax"], default="non-saturating", help="of G")
     # The run
@@ -318,7 +318,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
     for optimizer in optimizers:
         if WORLD_SIZE > 1:
             optimizer.register_step_pre_hook(average_gradients)
-        optimizer.param_groups[0]["capturable"] = args.cuda  # a graph must count the steps
+        optimizer.param_groups[0]["capturable"] = args.cuda  # a graph can count the steps
     if checkpoint:
         for name, network in networks.items():
             network.load_state_dict(checkpoint[name])
@@ -334,7 +334,7 @@ def float_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def set_seed(*numbers: int) -> None:
-    torch.manual_seed(hash(numbers))  # hash() salts strings, but not integers
+    torch.manual_seed(hash(numbers))  # hash() salts strings, not integers
 
 
 def record(run_step: Callable[[], dict]) -> Callable[[], dict]:
@@ -436,7 +436,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
             order = torch.randperm(len(images)).to(images.device)
         index = order[batch * step_size : (batch + 1) * step_size]
         index = index[RANK::WORLD_SIZE]  # the share of this process
-        real.copy_(images[index].to(args.device))  # copied as bytes
+        real.copy_(images[index].to(args.device))  # as bytes
         real.div_(127.5).sub_(1)  # to [-1, 1]
         real_labels.copy_(labels[index])
         if args.cuda and args.graph and step == first_step + WARMUP_STEPS:
@@ -513,7 +513,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
         args = parser.parse_args(argv, Namespace(**saved))
     if not args.epochs and not args.steps:
         args.epochs = 25
-    if args.cuda and torch.cuda.device_count() <= LOCAL_RANK:
+    if args.cuda and LOCAL_RANK not in range(torch.cuda.device_count()):
         parser.error("--cuda needs one GPU for each process")
     args.device = "cuda" if args.cuda else "cpu"
     return args, checkpoint
