@@ -17,7 +17,7 @@ log D(G(z|y)) in place of -L_S, as in cgan.py.
     torchrun --nproc-per-node 8 acgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits after a minute.
 
 Differs from the paper: all but D's input and output is as in cgan.py.
@@ -167,8 +167,8 @@ def train_step(
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers

@@ -14,7 +14,7 @@ https://arxiv.org/abs/1411.1784
     torchrun --nproc-per-node 8 cgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-32 --batch-size 64 --lr 5e-4 --amp needs 7 minutes, 5 epochs.
 
 Differs from the paper: the networks are DCGAN's (the paper's are MLPs with maxout); the label
@@ -165,8 +165,8 @@ def train_step(
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers

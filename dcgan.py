@@ -14,7 +14,7 @@ Convolutional Generative Adversarial Networks, ICLR 2016, https://arxiv.org/abs/
     torchrun --nproc-per-node 8 dcgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 An epoch takes 45 seconds on two CPU cores. Samples are recognizable after 4 epochs.
 
 Differs from the paper: z is Gaussian and the layers have half as many channels, as in Soumith
@@ -162,8 +162,8 @@ def train_step(
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers

@@ -14,7 +14,7 @@ Variational Divergence Minimization, NIPS 2016, https://arxiv.org/abs/1606.00709
     torchrun --nproc-per-node 8 fgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits after a minute.
 
 Differs from the paper: networks and settings are those of dcgan.py, so that only the loss differs
@@ -177,8 +177,8 @@ def train_step(
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers

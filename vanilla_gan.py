@@ -15,7 +15,7 @@ https://arxiv.org/abs/1406.2661
     torchrun --nproc-per-node 8 vanilla_gan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-28 --amp takes 12 seconds an epoch and draws digits after 3,
 clean ones after 20 to 50. (python prepare.py mnist --image-size 28)
 
@@ -139,8 +139,8 @@ def train_step(
     """Updates D on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers

@@ -14,7 +14,7 @@ https://arxiv.org/abs/1701.07875
     torchrun --nproc-per-node 8 wgan.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --lr 5e-4 --n-critic 2 --clip 0.05 --amp draws clean MNIST digits in 9 minutes.
 
 Unlike in the authors' code, f does not get 100 updates for each of the first 25 of G.
@@ -175,8 +175,8 @@ def train_step(
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers

@@ -15,7 +15,7 @@ of Wasserstein GANs, NeurIPS 2017, https://arxiv.org/abs/1704.00028
     torchrun --nproc-per-node 8 wgan_gp.py --out runs/big        trains on eight GPUs
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run; --generate 64 writes 64 images from it; --help lists all options.
+newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On two CPU cores --data data/mnist-32 --lr 1e-3 --amp takes 80 seconds an epoch and draws digits
 after the first, clean ones after 6; the defaults draw digits after 4 to 12 epochs.
 
@@ -177,8 +177,8 @@ def train_step(
     """Updates f on real images (N, C, S, S) in [-1, 1], then G. Returns scalars for metrics.csv.
 
     labels (N,) are for conditional GANs. On a GPU, Python runs this only in the first few steps.
-    Then recorded kernels are replayed: print() does nothing, Python numbers are frozen, .item()
-    fails while recording. Debug with --no-graph.
+    Then recorded kernels are replayed: print() does nothing, Python numbers stay as recorded,
+    and .item() fails while recording. Debug with --no-graph.
     """
     generator, critic = networks["generator"], networks["critic"]
     g_optimizer, c_optimizer = optimizers
