@@ -294,9 +294,8 @@ class Judge:
         share = predicted.bincount(minlength=self.classes) / len(predicted)
         is_drawn = (share > 0) & (share >= self.share / 10)  # a tenth of the reference's share
         entropy = share.xlogy(share).sum().abs().item()
-        diversity = (
-            spread(images, predicted, self.classes) / self.spread
-        )  # NaN for classes not drawn
+        # NaN for classes that are not drawn
+        diversity = spread(images, predicted, self.classes) / self.spread
         figures = {
             "images": len(images),
             "classes": is_drawn.sum().item(),

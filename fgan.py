@@ -240,7 +240,7 @@ def labels_to_generate(args: Namespace) -> list[int]:
 # numbers each time, because PyTorch passes the current seed to the graph.
 
 SAVE_EVERY = 60  # seconds between checkpoints
-WARMUP_STEPS = 3  # cuDNN chooses algorithms before a step is recorded
+WARMUP_STEPS = 3  # before recording: cuDNN picks algorithms, optimizers make their state
 # torchrun sets these in each of its processes
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
@@ -433,7 +433,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     data_sizes = [len(images), step_size]  # which images a step gets depends on both
-    if checkpoint and checkpoint["data_sizes"] != data_sizes:
+    if checkpoint and checkpoint.get("data_sizes") != data_sizes:
         sys.exit(f"{args.out} was started with another number of images or --batch-size.")
     networks, optimizers = make_networks(args, checkpoint)
     if args.cuda and images.nbytes < torch.cuda.mem_get_info()[0] / 2:  # half of what is free
@@ -561,7 +561,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")  # allow TF32
     if args.cuda:
         torch.cuda.set_device(LOCAL_RANK)
-        torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot record the default one
+        torch.cuda.set_stream(torch.cuda.Stream())  # for record()
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group("nccl" if args.cuda else "gloo")
     try:
