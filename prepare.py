@@ -258,9 +258,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{out} exists; --force replaces it if it holds nothing but such arrays")
     part = out.with_name(f".{out.name}.part")
     old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
-    part.mkdir(parents=True)
     try:
+        shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
+        part.mkdir(parents=True)
         if args.source in SETS:
             details = write_standard_set(args.source, args.downloads / args.source, size, part)
         else:

@@ -9,14 +9,19 @@ In each round all candidates run once, in random order. A ratio is the median ov
 tensor.copy_ on as many elements.
 
 A second table tells what share of a whole training step of a script the operator has, at the
-script's defaults. On the GPU both are replayed as CUDA graphs, so that Python is not timed.
+script's defaults.
+
+On the GPU every candidate is a CUDA graph of ten calls, so that Python is not timed. --json FILE
+keeps the seconds of each round.
 """
 
 import functools
 import gc
 import importlib
+import json
 import platform
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -30,23 +35,34 @@ from torch import Tensor, nn
 import gan_kernels
 
 BOUND = 0.01  # of WGAN's weights
+CALLS = 10  # in a CUDA graph
 Candidate = Callable[[], object]
 
 
 def measure(candidate: Candidate, cuda: bool) -> float:
-    """The seconds that the candidate takes."""
+    """The seconds that the candidate takes. On the GPU it is a graph from as_graph."""
     if not cuda:
         start = time.perf_counter()
         candidate()
         return time.perf_counter() - start
     begin = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(4_000_000)  # the launches are queued meanwhile, so Python is not timed
+    torch.cuda._sleep(500_000)  # what follows is queued meanwhile, so Python is not timed
     begin.record()
     candidate()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return begin.elapsed_time(end) / 1e3 / CALLS
+
+
+def as_graph(candidate: Candidate) -> Candidate:
+    """CALLS calls of the candidate as a CUDA graph."""
+    gc.collect()  # an old graph must not end while a new one is captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for _ in range(CALLS):
+            candidate()
+    return graph.replay
 
 
 def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, list[float]]:
@@ -54,6 +70,8 @@ def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, l
     for candidate in candidates.values():
         for _ in range(3):  # to warm up; torch.compile compiles
             candidate()
+    if args.cuda:
+        candidates = {name: as_graph(candidate) for name, candidate in candidates.items()}
     times = {name: [] for name in candidates}
     rounds = 0
     start = time.monotonic()
@@ -88,15 +106,21 @@ def compare(
     times = interleave({"ours": ours, **eager}, args)
     ratios = {name: ratio(times, name) for name in eager}
     best = min(ratios, key=ratios.get)
+    seconds = {"ours and eager": times}
     try:
         with_compile = interleave({"ours": ours, "compile": compiled}, args)
         compiled_ratio = f"{ratio(with_compile, 'compile'):.2f}"
+        seconds["ours and torch.compile"] = with_compile
     except Exception as error:  # there may be no compiler here
         print(f"torch.compile: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
         compiled_ratio = "fails"
     source, target = torch.ones(2, numel, device=args.device)
     copy = functools.partial(target.copy_, source)
-    copy_ratio = ratio(interleave({"ours": ours, "copy": copy}, args), "copy")
+    with_copy = interleave({"ours": ours, "copy": copy}, args)
+    copy_ratio = ratio(with_copy, "copy")
+    seconds["ours and copy"] = with_copy
+    row = {"operator": operator, "size": size, "numel": numel, "passes": passes}
+    args.rows.append(row | {"seconds": seconds})
     print_row(
         operator,
         f"{size}, {numel:,}",
@@ -165,26 +189,12 @@ def compare_on_batch(shape: tuple[int, ...], args: Namespace) -> None:
     compare("gradient_penalty", size, grad.numel(), ours, eager, compiled, 3, args)
 
 
-def as_graph(candidate: Candidate) -> Candidate:
-    """The candidate as a CUDA graph."""
-    for _ in range(3):
-        candidate()
-    gc.collect()  # an old graph must not end while a new one is captured
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        candidate()
-    return graph.replay
-
-
 def measure_share(script_name: str, args: Namespace) -> None:
     """Prints a row of the second table."""
     script = importlib.import_module(script_name)
-    parser = ArgumentParser()
-    script.add_options(parser)
-    parser.set_defaults(cuda=args.cuda, channels=1, image_size=32)
-    options = parser.parse_args([])
-    networks, optimizers = script.build(options)
-    networks.to(args.device, memory_format=torch.channels_last)
+    options, _ = script.parse_args(["--cuda" if args.cuda else "--no-cuda"])
+    options.channels, options.image_size = 1, 32
+    networks, optimizers = script.make_networks(options, {})
     real = torch.rand(script.images_per_step(options), 1, 32, 32, device=args.device) * 2 - 1
     step = functools.partial(script.train_step, networks, optimizers, options, real, torch.empty(0))
     if script_name == "wgan":
@@ -196,11 +206,11 @@ def measure_share(script_name: str, args: Namespace) -> None:
         ours = functools.partial(there_and_back, gan_kernels.gradient_penalty, grad)
         theirs = functools.partial(there_and_back, formula, grad)
     candidates = {"step": step, "ours": ours, "formula": theirs}
-    if args.cuda:
-        candidates = {name: as_graph(candidate) for name, candidate in candidates.items()}
-    seconds = {}
+    times = {}
     for name, candidate in candidates.items():
-        seconds[name] = statistics.median(interleave({name: candidate}, args)[name])
+        times |= interleave({name: candidate}, args)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    args.rows.append({"script": script_name, "n_critic": options.n_critic, "seconds": times})
     shares = [options.n_critic * seconds[name] / seconds["step"] for name in ("ours", "formula")]
     cells = [f"{seconds['step'] * 1e3:.1f}", *[f"{share:.2%}" for share in shares]]
     print_row(f"{script_name}.py", *cells)
@@ -210,7 +220,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
     parser.add_argument("--seconds", type=float, default=5, help="per comparison (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keeps the seconds of each round")
     args = parser.parse_args()
+    args.rows = []
     args.device = "cuda" if args.cuda else "cpu"
     if gan_kernels.why_not(args.device):
         sys.exit(f"gan_kernels does not run here: {gan_kernels.why_not(args.device)}")
@@ -218,9 +230,12 @@ def main() -> None:
     if args.cuda:
         machine = torch.cuda.get_device_name()
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured
+        torch.backends.cudnn.benchmark = True  # as in the scripts
+        torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    print(f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads, float32\n")
+    machine = f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads"
+    print(f"{machine}, float32\n")
     print("| operator | size | ours (us) | best eager | torch.compile | of copy |")
     print("|---|---|---|---|---|---|")
     mlp = [torch.Size(shape) for shape in ([512, 784], [512], [256, 512], [256], [1, 256])]
@@ -228,12 +243,16 @@ def main() -> None:
     compare_on_lists("MLP critic", mlp, args)
     compare_on_lists("DCGAN critic", dcgan, args)
     compare_on_lists("large", [torch.Size([2048, 2048])] * 24, args)
-    for shape in [(64, 1, 28, 28), (64, 3, 64, 64), (256, 3, 128, 128)]:
+    for shape in [(64, 1, 32, 32), (64, 3, 64, 64), (256, 3, 128, 128), (512, 3, 256, 256)]:
         compare_on_batch(shape, args)
 
     print("\n| script | step (ms) | of it ours | of it the formula |\n|---|---|---|---|")
     measure_share("wgan", args)
     measure_share("wgan_gp", args)
+    if args.json:
+        command = shlex.join(["python", *sys.argv])
+        record = {"command": command, "machine": machine, "rows": args.rows}
+        args.json.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

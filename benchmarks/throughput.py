@@ -12,7 +12,8 @@ graph and in float32 also without one. These take turns in one process until the
                 DataLoader that decodes one PIL image at a time, contiguous memory, the default
                 optimizer, fakes with the generator's graph and .item() of each loss at each step
 
-A ratio is the median over the turns, so that noise of the machine hits all of them.
+A ratio is the median over the turns, so that noise of the machine hits all of them. --json FILE
+keeps the seconds of each turn.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import gc
 import importlib
 import io
 import itertools
+import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -185,7 +188,8 @@ def print_cells(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) -> None:
+def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) -> dict:
+    """Measures a row and prints it. Returns the seconds a step of each turn."""
     args = parse_options(module, argv)
     times = measure(module, argv, seconds)
     step_seconds = statistics.median(times["script"])
@@ -195,6 +199,7 @@ def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) ->
         cells.append(f"{statistics.median(ratios):.3f}" if ratios else "-")
     images_per_second = f"{module.images_per_step(args) / step_seconds:,.0f}"
     print_cells(f"{module.SCRIPT}.py", args.batch_size, name, images_per_second, *cells)
+    return {"script": module.SCRIPT, "batch": args.batch_size, "name": name, "seconds": times}
 
 
 def write_digits(module: ModuleType, size: int, folder: Path) -> None:
@@ -216,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--image-size", type=int, default=32, help="side of the digits (%(default)s)")
     add("--width", type=int, default=64, help="of the convolutional networks (%(default)s)")
     add("--seconds", type=float, default=30, help="for each row (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="keeps the seconds of each turn")
     bench = parser.parse_args(argv)
     rows = {"float32": [], "bfloat16": ["--amp"]}
     device = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -223,10 +229,14 @@ def main(argv: list[str] | None = None) -> None:
         rows = {"float32": [], "float32, no graph": ["--no-graph"], "bfloat16": ["--amp"]}
         device = torch.cuda.get_device_name()
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
-    print(f"torch {torch.__version__}, {device}, {bench.image_size} pixels, width {bench.width}\n")
+        torch.backends.cudnn.benchmark = True  # as in the scripts
+        torch.set_float32_matmul_precision("high")
+    machine = f"torch {torch.__version__}, {device}"
+    print(f"{machine}, {bench.image_size} pixels, width {bench.width}\n")
     ratios = [" / ".join(names) for names in RATIOS]
     print_cells("script", "batch", "", "images/s", "ms a step", *ratios)
     print_cells(*["---"] * 7)
+    record = {"command": shlex.join(["python", *sys.argv]), "machine": machine, "rows": []}
     with tempfile.TemporaryDirectory() as data:
         for script in bench.scripts:
             module = importlib.import_module(Path(script).stem)
@@ -236,7 +246,10 @@ def main(argv: list[str] | None = None) -> None:
             if module.SCRIPT != "vanilla_gan":
                 common += ["--width", str(bench.width)]
             for name, extra in rows.items():
-                print_row(module, name, [*common, *extra], bench.seconds)
+                row = print_row(module, name, [*common, *extra], bench.seconds)
+                record["rows"].append(row)
+                if bench.json:  # after each row, in case the next one fails
+                    bench.json.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
