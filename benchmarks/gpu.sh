@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Everything that can be shown on an NVIDIA GPU, without a network, in two stages:
+# Everything that can be shown on an NVIDIA GPU, without a network, in three stages:
 #
 #     benchmarks/gpu.sh kernels [FOLDER]     builds, tests and times the kernels, tests CUDA graphs
-#     benchmarks/gpu.sh scripts [FOLDER]     trains each script for a short while, times the scripts
+#     benchmarks/gpu.sh scripts [FOLDER]     times a step of each script
+#     benchmarks/gpu.sh train [FOLDER]       runs README.md's training commands and scores the runs;
+#                                            needs data/mnist-32 and data/mnist-28 (prepare.py)
 #
 # Then FOLDER (default: gpu-report) holds STAGE.tgz: STAGE.md (what passed, what failed, the tables),
-# a .log of each part and the pictures. PYTHON=... chooses the interpreter. Needs PyTorch 2.10 or
+# a .log and the raw numbers of each part, and the pictures. PYTHON=... chooses the interpreter. Needs PyTorch 2.10 or
 # later with CUDA and its toolkit, setuptools, numpy, pillow, tqdm and pytest; compute-sanitizer is
 # used if it is there.
 # Exit code: 0 if all parts passed, 1 if one failed, 2 if there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-if [ "$stage" != kernels ] && [ "$stage" != scripts ]; then
-    echo "usage: benchmarks/gpu.sh kernels|scripts [FOLDER]" >&2
-    exit 2
-fi
+case $stage in
+    kernels | scripts | train) ;;
+    *)
+        echo "usage: benchmarks/gpu.sh kernels|scripts|train [FOLDER]" >&2
+        exit 2
+        ;;
+esac
 python=$(realpath -s "$(command -v "${PYTHON:-python3}")")
 out=$(realpath -m "${2:-gpu-report}")
 work=$(mktemp -d)
@@ -64,23 +69,31 @@ if [ "$stage" = kernels ]; then
     part doctor 40 "$python" -c 'import sys, gan_kernels.__main__ as doctor
 doctor.main()
 sys.exit(doctor.gan_kernels.why_not("cuda"))' || finish
-    part tests 150 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py -k gpu
+    part tests 400 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py -k gpu
     if command -v compute-sanitizer > /dev/null; then
         # Without PyTorch's cache every allocation has its own bounds
         for tool in memcheck racecheck; do
-            part "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+            part "$tool" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
                 --kernel-name kns=3gan4cuda --report-api-errors no --error-exitcode 1 \
                 "$python" -m gan_kernels
         done
     fi
-    part kernels 150 "$python" benchmarks/kernels.py --cuda --seconds 0.5
-else
-    mapfile -t scripts < <(grep -l '^# -* Plumbing' ./*.py | xargs -n 1 basename)
-    for script in "${scripts[@]}"; do
-        part "train-$script" 25 "$python" "$script" --cuda --steps 500 --out "$work/${script%.py}"
+    part kernels 200 "$python" benchmarks/kernels.py --cuda --seconds 0.5 --json "$work/kernels.json"
+elif [ "$stage" = scripts ]; then
+    for size in 32 64; do
+        part "throughput-$size" 300 "$python" benchmarks/throughput.py --cuda --seconds 1 \
+            --image-size "$size" --json "$work/throughput-$size.json"
     done
-    part throughput-32 200 "$python" benchmarks/throughput.py --cuda --seconds 1
-    part throughput-64 100 "$python" benchmarks/throughput.py dcgan wgan wgan_gp --cuda \
-        --seconds 1 --image-size 64
+else
+    # The commands in README.md's table of the scripts: `dcgan.py --epochs 25`, 18 minutes
+    mapfile -t commands < <(grep -oP '`\K\w+\.py --[^`]+(?=`, \d+ minute)' README.md)
+    runs=()
+    for command in "${commands[@]}"; do
+        script=${command%% *}
+        # Not quoted: the command is several words
+        part "$script" 600 "$python" $command --cuda --out "$work/${script%.py}" || continue
+        [[ $command == *mnist* ]] && runs+=("$work/${script%.py}")
+    done
+    part score 300 "$python" evaluate.py score --cuda --data data/mnist-32 "${runs[@]}"
 fi
 finish

@@ -66,7 +66,10 @@ def as_graph(candidate: Candidate) -> Candidate:
 
 
 def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, list[float]]:
-    """The seconds of each candidate in each round. There are at least 5, args.seconds long."""
+    """The seconds of each candidate in each round. There are at least 5, args.seconds long.
+
+    They are rounded to nanoseconds.
+    """
     for candidate in candidates.values():
         for _ in range(3):  # to warm up; torch.compile compiles
             candidate()
@@ -78,7 +81,7 @@ def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, l
     while rounds < 5 or time.monotonic() - start < args.seconds:
         rounds += 1
         for name in random.sample(list(candidates), len(candidates)):
-            times[name].append(measure(candidates[name], args.cuda))
+            times[name].append(round(measure(candidates[name], args.cuda), 9))
     return times
 
 

@@ -78,7 +78,9 @@ def make_floor(module: ModuleType, args: Namespace) -> Step:
         return step
     for _ in range(WARM_UP):
         step()
-    return module.record(step)
+    replay = module.record(step)
+    replay.step = step  # keeps the networks: the graph works in their memory
+    return replay
 
 
 def encode(image: np.ndarray) -> bytes:
@@ -193,13 +195,14 @@ def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) ->
     args = parse_options(module, argv)
     times = measure(module, argv, seconds)
     step_seconds = statistics.median(times["script"])
-    cells = [f"{step_seconds * 1e3:.1f}"]
+    cells = [f"{step_seconds * 1e3:.2f}"]
     for above, below in RATIOS:
         ratios = [x / y for x, y in zip(times.get(above, []), times[below], strict=False)]
         cells.append(f"{statistics.median(ratios):.3f}" if ratios else "-")
     images_per_second = f"{module.images_per_step(args) / step_seconds:,.0f}"
     print_cells(f"{module.SCRIPT}.py", args.batch_size, name, images_per_second, *cells)
-    return {"script": module.SCRIPT, "batch": args.batch_size, "name": name, "seconds": times}
+    rounded = {candidate: [round(x, 6) for x in values] for candidate, values in times.items()}
+    return {"script": module.SCRIPT, "batch": args.batch_size, "row": name, "seconds": rounded}
 
 
 def write_digits(module: ModuleType, size: int, folder: Path) -> None:

@@ -1,7 +1,9 @@
 """The programs in benchmarks/ on tiny tasks."""
 
+import gc
 import re
 import sys
+import weakref
 from argparse import Namespace
 from pathlib import Path
 from unittest.mock import Mock
@@ -34,6 +36,27 @@ def test_throughput_compares_a_script_with_its_floor_and_the_textbook(capsys, mo
     rows = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     assert rows == ["float32", "bfloat16"]
     assert load("dcgan.py").tqdm.__name__ == "tqdm"  # the script is itself again
+
+
+def test_the_networks_of_the_floor_live_as_long_as_its_graph(monkeypatch) -> None:
+    """A graph holds the addresses of their memory, not the memory."""
+    script = load("dcgan.py")
+    args, _ = script.parse_args(["--no-cuda", "--width", "2"])
+    args.channels, args.image_size, args.classes = 1, 8, ["0"]
+    networks, optimizers = script.make_networks(args, {})
+    monkeypatch.setattr(script, "make_networks", lambda *_: (networks, optimizers))
+    monkeypatch.setattr(script, "record", lambda _: lambda: {})  # as on a GPU, this keeps nothing
+    monkeypatch.setattr(throughput, "WARM_UP", 0)
+    args.cuda = True
+    floor = throughput.make_floor(script, args)
+    network = weakref.ref(networks)
+    monkeypatch.undo()
+    del networks
+    gc.collect()
+    assert network() is not None
+    del floor
+    gc.collect()
+    assert network() is None
 
 
 def run_here(command: list[str], **_: object) -> None:
