@@ -7,12 +7,14 @@
     python prepare.py mnist                        or fashion-mnist, cifar10; writes data/mnist-32
     python prepare.py photos --image-size 64       a folder of images; writes data/photos-64
     python prepare.py photos.zip --out data/mine   a .zip of images; writes data/mine
+    python prepare.py photos --mirror              and the mirror image of each: twice as many
 
 images.npy is uint8 (N, C, S, S). Where there are classes, labels.npy is int64 (N,) and classes.txt
 has one name per line. The standard sets also have test_images.npy and test_labels.npy.
 
 Your own images may be png, jpeg, webp or bmp. They are cropped to the central square, in RGB unless
-all are grey. If every image is in a subfolder, the first-level subfolders are the classes.
+all are grey. If every image is in a subfolder, the first-level subfolders are the classes. Nothing
+is passed over in silence: the last lines count what was left out, and why.
 """
 
 import gzip
@@ -26,19 +28,32 @@ import tempfile
 import zipfile
 import zlib
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
 from urllib.request import urlopen
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 LARGEST = 2**28  # bytes: files that are larger when unpacked, or images when decoded, are not read
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 OUTPUTS = {"images.npy", "labels.npy", "classes.txt", "test_images.npy", "test_labels.npy"}
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what macOS and Windows leave in any folder
+PARTS_OF_A_SET = {"train", "training", "test", "testing", "val", "valid", "validation"}
+TURNS = {  # that EXIF's orientation asks for
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # The files of the standard sets. Mirrors serve FILE.gz, which has this sha256.
 MNIST = {
@@ -155,105 +170,277 @@ def write_standard_set(name: str, folder: Path, size: int, out: Path) -> str:
     return f"10 classes, {len(test_labels):,} test images"
 
 
-def find_images(root: Path | zipfile.Path) -> list[str]:
-    """The names of all images in a folder or .zip that are not hidden."""
-    if isinstance(root, zipfile.Path):
-        names = root.root.namelist()  # root.root is the ZipFile
-    else:
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    images = []
-    for name in sorted(set(names)):  # a .zip may have a name twice
-        hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
-        if name.lower().endswith(IMAGE_TYPES) and not hidden:
-            images.append(name)
-    return images
+class Source(NamedTuple):
+    """The images of a folder or .zip, and what else is in it."""
+
+    images: dict[str, Callable[[], BinaryIO]]  # path in the source, with /: how to open the file
+    left_out: Counter  # reason: number
 
 
-def read_image(size: int, path: Path | zipfile.Path) -> np.ndarray | None:
-    """The centre square, upright, uint8 (3, size, size). None if the file cannot be read."""
+def list_folder(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path | OSError]:
+    """All files in a folder, through links, too; an error for each folder that is not readable."""
+    real = folder.resolve()
+    if real in above:  # a link that leads back
+        return
     try:
-        with path.open("rb") as file:
-            data = io.BytesIO(file.read(LARGEST))
-        image = Image.open(data, formats=["PNG", "JPEG", "WEBP", "BMP"])
-        if 4 * image.width * image.height > LARGEST:  # 4 bytes per pixel
-            return None
-        image.draft("RGB", (size, size))  # decodes a large JPEG at 1/2, 1/4 or 1/8 of its size
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16 bits per pixel: the upper 8 remain
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = ImageOps.fit(image.convert("RGB"), (size, size))
-        return np.asarray(image).transpose(2, 0, 1)
-    except Exception:  # Pillow can raise almost any exception on a damaged file
-        return None
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        yield error
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from list_folder(entry, (*above, real))
+        else:
+            yield entry
 
 
-def read_images(paths: list, size: int) -> Iterator[np.ndarray | None]:
+def plain_path(name: str) -> str:
+    """The path of a file in a .zip, however it is spelled: C:\\a\\.\\b or a//c/../b is a/b."""
+    parts = []
+    for part in name.replace("\\", "/").split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", ".") and not part.endswith(":"):  # C: is a drive
+            parts.append(part)
+    return "/".join(parts)
+
+
+def find_images(root: Path | zipfile.ZipFile) -> Source:
+    files = {}
+    left_out = Counter()
+    other_types = Counter()
+    if isinstance(root, zipfile.ZipFile):
+        for info in root.infolist():  # of a name that comes twice, the last counts, as in unzip
+            if not info.is_dir():
+                files[plain_path(info.filename)] = partial(root.open, info)
+    else:
+        for path in list_folder(root):
+            if isinstance(path, OSError):
+                left_out["folders not readable"] += 1
+            else:
+                files[path.relative_to(root).as_posix()] = partial(path.open, "rb")
+    images = {}
+    for name, open_file in sorted(files.items()):
+        path = PurePosixPath(name)
+        if not name.lower().endswith(IMAGE_TYPES):
+            other_types[path.suffix or path.name] += 1
+        elif any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            left_out["hidden"] += 1
+        elif isinstance(root, Path) and not (root / name).is_file():
+            left_out["not regular files"] += 1  # a link to nowhere, or a pipe, which would block
+        else:
+            images[name] = open_file
+    if other_types:
+        most_common = ", ".join(name for name, _ in other_types.most_common(3))
+        left_out[f"of other types ({most_common})"] = other_types.total()
+    return Source(images, left_out)
+
+
+class Picture(NamedTuple):
+    """An image file as it was read."""
+
+    pixels: np.ndarray | None = None  # uint8 (3, size, size)
+    problem: str = ""  # why there are no pixels
+    transparent: bool = False
+    highest: int = 0  # value of a pixel, if they have 16 bits
+
+
+def orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # EXIF data are often broken, and nothing else in them matters
+        return 1
+
+
+def read_image(open_file: Callable[[], BinaryIO], size: int, background: str, bits: int) -> Picture:
+    """The centre square, upright. bits: how many of 16 are used."""
+    try:
+        with open_file() as file:
+            data = file.read(LARGEST)
+        if len(data) == LARGEST:
+            return Picture(problem=f"it has more than {LARGEST >> 20} MiB")
+        image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"])
+        if "progressive" not in image.info:  # such a JPEG is held whole while it is decoded
+            image.draft("RGB", (size, size))  # another is decoded at 1/2, 1/4 or 1/8 of its size
+        if 4 * image.width * image.height > LARGEST:  # 4 bytes a pixel
+            return Picture(problem=f"it has more than {LARGEST // 4:,} pixels")
+        turn = TURNS.get(orientation(image))
+        highest = 0
+        if image.mode.startswith("I"):  # 16 bits: the upper 8 of those that are used remain
+            values = np.asarray(image)
+            highest = int(values.max())
+            image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
+        transparent = image.has_transparency_data
+        if transparent:
+            image = image.convert("RGBA")
+            below = Image.new("RGBA", image.size, background)
+            transparent = image.getextrema()[3][0] < 255
+            image = Image.alpha_composite(below, image)
+        image = image.convert("RGB")
+        if turn is not None:
+            image = image.transpose(turn)
+        image = ImageOps.fit(image, (size, size))
+        pixels = np.asarray(image).transpose(2, 0, 1)
+        return Picture(pixels, transparent=transparent, highest=highest)
+    except UnidentifiedImageError:
+        return Picture(problem="its content is not png, jpeg, webp or bmp")
+    except Exception as error:  # Pillow can raise almost any exception on a damaged file
+        return Picture(problem=str(error) or type(error).__name__)
+
+
+def read_images(files: Iterable, size: int, background: str, bits: int = 16) -> Iterator[Picture]:
     """Reads images in parallel. Threads are enough: Pillow releases Python's lock."""
+    files = list(files)
+    read = partial(read_image, size=size, background=background, bits=bits)
     with ThreadPool() as pool:
-        for start in range(0, len(paths), 256):  # at most 256 are in memory
-            batch = paths[start : start + 256]
-            yield from pool.map(partial(read_image, size), batch)
+        for start in range(0, len(files), 256):  # at most 256 are in memory
+            yield from pool.map(read, files[start : start + 256])
 
 
 def class_names(names: list[str]) -> list[str]:
     """The first-level subfolder of each image. Empty if an image is in none."""
-    # A .zip made on Windows may have backslashes
+    # A .zip made on Windows may have been unpacked with backslashes in the names
     folders = [name.replace("\\", "/").split("/")[:-1] for name in names]
     # A folder that encloses everything is not a class
     while all(folders) and len({parts[0] for parts in folders}) == 1:
         folders = [parts[1:] for parts in folders]
     if not all(folders):
+        loose = [name for name, parts in zip(names, folders, strict=True) if not parts]
+        if len(loose) < len(names):
+            print(f"No classes: {loose[0]!r} is in no subfolder, others are.")
         return []
     return [parts[0] for parts in folders]
 
 
-def write_own_images(source: Path, size: int, out: Path) -> str:
+def write_own_images(source: Path, size: int, background: str, out: Path) -> str:
     """Writes a folder or .zip of images to out. Returns a summary of the classes."""
-    root = source if source.is_dir() else zipfile.Path(source)
-    names = find_images(root)
-    images = tqdm(read_images([root / name for name in names], size), total=len(names))
+    root = source if source.is_dir() else zipfile.ZipFile(source)
+    images, left_out = find_images(root)
+    pictures = read_images(images.values(), size, background)
     readable = []
+    highest = {}  # value in each image of 16 bits, by its place
+    transparent = 0
     # Their number, and whether all are grey, is known only when all have been read
     with tempfile.TemporaryFile(dir=out) as file:
-        for name, image in zip(names, images, strict=True):
-            if image is None:
-                tqdm.write(f"Left out {name!r}: it cannot be read.", file=sys.stderr)
-            else:
-                file.write(image.tobytes())
-                readable.append(name)
+        for name, picture in zip(images, tqdm(pictures, total=len(images)), strict=True):
+            if picture.problem:
+                tqdm.write(f"Left out {name!r}: {picture.problem}.", file=sys.stderr)
+                left_out["unreadable"] += 1
+                continue
+            file.write(picture.pixels.tobytes())
+            if picture.highest:
+                highest[len(readable)] = picture.highest
+            readable.append(name)
+            transparent += picture.transparent
+        if left_out:
+            print("Left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
         if not readable:
             sys.exit(f"{source} holds no png, jpeg, webp or bmp image that can be read.")
         file.flush()
-        pixels = np.memmap(file, np.uint8, "r").reshape(-1, 3, size, size)
-        grey = all((image == image[0]).all() for image in pixels)
-        np.save(out / "images.npy", pixels[:, :1] if grey else pixels)
+        pixels = np.memmap(file, np.uint8, "r+").reshape(-1, 3, size, size)
+        bits = next(bits for bits in (8, 10, 12, 16) if max(highest.values(), default=0) < 2**bits)
+        if highest and bits < 16:  # read again, now that it is known how many are used
+            files = [images[readable[i]] for i in highest]
+            again = read_images(files, size, background, bits)
+            for i, picture in zip(highest, again, strict=True):
+                pixels[i] = picture.pixels
+        # Lossy files may have a shade of colour that nobody sees
+        grey = all(np.ptp(image, axis=0).max() <= 3 for image in pixels)
+        np.save(out / "images.npy", pixels[:, 1:2] if grey else pixels)
+    if transparent:
+        print(
+            f"{transparent} transparent images now have a {background} background (--background)."
+        )
     classes = class_names(readable)
     if not classes:
         return "no classes"
     unique, labels = np.unique(classes, return_inverse=True)
     np.save(out / "labels.npy", labels.astype(np.int64))
     (out / "classes.txt").write_text("\n".join(unique) + "\n", "utf-8", errors="replace")
+    warn_of_classes(source, unique.tolist())
     return f"{len(unique)} classes"
+
+
+def warn_of_classes(source: Path, classes: list[str]) -> None:
+    """Says what may be wrong with the names of the classes."""
+    if all(name.lower() in PARTS_OF_A_SET for name in classes):
+        print(f"The classes are {' and '.join(classes)}. If these are parts of a set, take one:")
+        print(f"  python prepare.py {shlex.quote(str(source.with_suffix('') / classes[-1]))}")
+    if source.is_file() and not "".join(classes).isascii():
+        print("If names in classes.txt are garbled, unpack the .zip yourself and give the folder.")
+
+
+def add_mirrored(folder: Path) -> None:
+    """Adds the mirror image of each training image."""
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    count, *shape = images.shape
+    part = folder / "part.npy"
+    both = np.lib.format.open_memmap(part, "w+", np.uint8, (2 * count, *shape))
+    both[:count] = images
+    both[count:] = images[..., ::-1]
+    both.flush()
+    part.replace(folder / "images.npy")
+    if (folder / "labels.npy").exists():
+        np.save(folder / "labels.npy", np.tile(np.load(folder / "labels.npy"), 2))
+
+
+def name_of_set(folder: Path) -> str | None:
+    """The standard set whose files are in a folder, such as torchvision's MNIST/raw."""
+    for name in ("cifar10", "fashion-mnist" if "fashion" in str(folder).lower() else "mnist"):
+        if all(
+            (folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in SETS[name]
+        ):
+            return name
+    return None
+
+
+def image_size(text: str) -> int:
+    if not 8 <= int(text) <= 1024:
+        raise ValueError
+    return int(text)
+
+
+def colour(text: str) -> str:
+    ImageColor.getrgb(text)  # a ValueError if Pillow does not know it
+    return text
+
+
+def what_is_wrong(source: Path) -> str:
+    """Why a source that is no standard set, no folder and no readable .zip cannot be taken."""
+    if not source.exists():
+        return f"{source} does not exist, and is none of {', '.join(SETS)}"
+    if source.suffix.lower() == ".zip":
+        return f"{source} is damaged or incomplete: it is no .zip that can be opened"
+    return f"{source} is no folder and no .zip. Unpack an archive of another kind first"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", help=f"{', '.join(SETS)}, a folder or a .zip of images")
-    add("--image-size", type=int, default=32, metavar="S", help="side in pixels (32)")
+    add("--image-size", type=image_size, default=32, metavar="S", help="8 to 1024 pixels (32)")
+    add("--mirror", action="store_true", help="add the mirror image of each, for small sets")
+    add("--background", type=colour, default="white", help="of transparent images (white)")
     add("--out", type=Path, metavar="DIR", help="folder to write (data/<name>-<S>)")
     add("--downloads", type=Path, default="data/downloads", metavar="DIR", help="(data/downloads)")
     add("--force", action="store_true", help="replace the folder")
     args = parser.parse_args(argv)
     source = Path(args.source)
-    size = args.image_size
-    out = args.out or Path("data", f"{source.absolute().stem}-{size}")
-    if not 8 <= size <= 1024:
-        parser.error(f"--image-size must be from 8 to 1024, not {size}")
-    if args.source not in SETS and not source.is_dir() and not zipfile.is_zipfile(source):
-        parser.error(f"{source} is no folder, no .zip and none of {', '.join(SETS)}")
+    set_name = args.source if args.source in SETS else None
+    files = args.downloads / args.source
+    if set_name and any(find_images(source).images if source.is_dir() else []):
+        parser.error(f"{source} is a standard set and a folder here; ./{source} is the folder")
+    if source.is_dir() and not set_name:
+        set_name = name_of_set(source)
+        files = source
+    if not set_name and not source.is_dir() and not zipfile.is_zipfile(source):
+        parser.error(what_is_wrong(source))
+    name = set_name or source.absolute().name
+    if source.is_file():
+        name = source.stem
+    out = args.out or Path("data", f"{name}-{args.image_size}")
     if out.exists():
-        others = {file.name for file in out.glob("*")} - OUTPUTS
+        others = {file.name for file in out.glob("*")} - OUTPUTS - LITTER
         if others or not args.force or not out.is_dir():
             parser.error(f"{out} exists; --force replaces it if it holds nothing but such arrays")
     part = out.with_name(f".{out.name}.part")
@@ -261,10 +448,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
         part.mkdir(parents=True)
-        if args.source in SETS:
-            details = write_standard_set(args.source, args.downloads / args.source, size, part)
+        if set_name:
+            details = write_standard_set(set_name, files, args.image_size, part)
         else:
-            details = write_own_images(source, size, part)
+            details = write_own_images(source, args.image_size, args.background, part)
+        if args.mirror:
+            add_mirrored(part)
         if out.exists():
             out.rename(old)
         part.rename(out)
@@ -276,7 +465,10 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(old, ignore_errors=True)
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
     print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
-    script = "dcgan.py" if size in (8, 16, 32, 64, 128, 256, 512, 1024) else "vanilla_gan.py"
+    if count < 1000:
+        print("Below about 1,000 images, D learns them by heart. --mirror doubles their number.")
+    powers = (8, 16, 32, 64, 128, 256, 512, 1024)
+    script = "dcgan.py" if args.image_size in powers else "vanilla_gan.py"
     print(f"Train on it: python {script} --data {shlex.quote(str(out))}")
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import tarfile
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -177,19 +179,112 @@ def test_an_image_outside_or_one_folder_means_no_classes(folders: list[str]) -> 
     assert run("photos")[2] == []
 
 
-def test_a_zip_made_on_windows_has_classes() -> None:
+SPELLINGS = ["photos\\cats\\1.png", "photos/./dogs//2.png", "/photos/cats/x/../3.png"]
+SPELLINGS += ["C:\\photos\\dogs\\4.png", "../photos/cats/5.png", "photos\\cats\\1.png"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_any_spelling_of_a_path_in_a_zip_means_the_same_folder() -> None:
     with zipfile.ZipFile("photos.zip", "w") as archive:
-        archive.writestr("photos\\cats\\1.png", encoded())
-        archive.writestr("photos\\dogs\\1.png", encoded())
-    assert run("photos.zip")[1:] == ([0, 1], ["cats", "dogs"])
+        for i, spelling in enumerate(SPELLINGS):
+            entry = zipfile.ZipInfo()
+            entry.filename = spelling  # the constructor would change it
+            archive.writestr(entry, encoded(colour=(i, 0, 255)))
+    images, labels, classes = run("photos.zip")
+    assert (labels, classes) == ([0, 0, 0, 1, 1], ["cats", "dogs"])
+    assert images[:, 0, 0, 0].tolist() == [5, 2, 4, 1, 3]  # of two with one name the last counts
 
 
-def test_links_in_a_circle_pipes_and_names_that_are_not_unicode_do_no_harm() -> None:
-    make_images(Path("photos"), ["\udcff", "cats"])
-    Path("photos/cats/again").symlink_to(Path("photos").resolve(), target_is_directory=True)
-    Path("photos/cats/itself.png").symlink_to("itself.png")
-    os.mkfifo("photos/cats/pipe.png")
+def test_links_are_followed_and_nothing_is_passed_over_in_silence(monkeypatch, capsys) -> None:
+    make_images(Path("real"), ["\udcff", "cats", "closed"])
+    Path("photos/more").mkdir(parents=True)
+    for name in names_in("real"):
+        Path("photos", name).symlink_to(Path("real", name).resolve(), target_is_directory=True)
+    Path("photos/more/again").symlink_to(Path("photos").resolve(), target_is_directory=True)
+    Path("photos/more/itself.png").symlink_to("itself.png")
+    os.mkfifo("photos/more/pipe.png")
+    write("photos", {"a.gif": b"", "b.GIF": b"", "notes.txt": b"", "cats/.0.png": b""})
+    list_files = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "closed":
+            raise PermissionError
+        return list_files(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
     assert run("photos")[1:] == ([0] * 8 + [1] * 8, ["cats", "?"])
+    expected = "1 folders not readable, 1 hidden, 2 not regular files, 3 of other types"
+    assert f"Left out: {expected} (.gif, .GIF, .txt)" in capsys.readouterr().out
+
+
+def test_transparent_images_lie_on_white_or_another_colour(capsys) -> None:
+    write("photos", {"1.png": encoded(mode="RGBA", colour=(9, 0, 0, 0)), "2.png": encoded()})
+    assert run("photos")[0][:, :, 0, 0].tolist() == [[255] * 3, [*RED]]
+    assert "1 transparent images now have a white background" in capsys.readouterr().out
+    assert run("photos", "--background", "blue")[0][0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("highest", [0, 255, 4095, 65535])
+def test_grey_images_of_16_bits_keep_the_bits_that_are_used(highest: int) -> None:
+    images = [
+        Image.fromarray(np.full((8, 8), value, np.uint16)) for value in (highest, highest // 2)
+    ]
+    Path("photos").mkdir()
+    for i, image in enumerate(images):
+        image.save(f"photos/{i}.png")
+    brightest = 255 if highest else 0
+    assert run("photos")[0][:, :, 0, 0].tolist() == [[brightest], [brightest // 2]]
+
+
+def test_a_shade_of_colour_that_nobody_sees_is_grey() -> None:
+    write("photos", {"1.png": encoded(colour=(120, 121, 119))})
+    assert run("photos")[0].shape[1] == 1
+
+
+def test_the_orientation_counts_though_other_exif_data_are_broken() -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255  # turned clockwise, the right half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 12345.0  # horizontal resolution, to become -1/0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "jpeg", exif=exif, quality=95)
+    data = file.getvalue().replace(b"\x01\x1a\0\5", b"\x01\x1a\0\x0a")  # a signed number
+    minus_one_by_zero = data.replace(b"\0\0\x30\x39\0\0\0\1", b"\xff" * 4 + bytes(4))
+    assert len({file.getvalue(), data, minus_one_by_zero}) == 3
+    write("photos", {"1.jpg": minus_one_by_zero})
+    image = run("photos")[0][0].astype(int)
+    assert image[:, :, :3].max() < 20
+    assert image[:, :, 5:].min() > 235
+
+
+def test_mirror_images_are_added_with_their_labels() -> None:
+    images, labels, _ = run(make_images(Path("photos"), count=2), "--mirror")
+    write("photos", {"cats/3.png": b""})
+    assert labels == [0, 0, 1, 1] * 2
+    assert np.array_equal(images[4:], images[:4, :, :, ::-1])
+
+
+def test_torchvisions_folder_of_a_standard_set_is_read_as_that_set(capsys) -> None:
+    write("data/FashionMNIST/raw", mnist_files())
+    assert run("data/FashionMNIST/raw", size=28)[2][0] == "t-shirt"
+
+
+def test_likely_mistakes_with_classes_are_pointed_out(capsys) -> None:
+    run(make_images(Path("photos"), ["train/cats", "Test/cats"], 1))
+    assert "python prepare.py photos/train\n" in capsys.readouterr().out
+    run(make_images(Path("more"), ["", "cats", "dogs"], 1))
+    assert "No classes: '0.png' is in no subfolder" in capsys.readouterr().out
+    run(zip_of(make_images(Path("other"), ["çats", "dogs"], 1)))
+    assert "If names in classes.txt are garbled" in capsys.readouterr().out
+
+
+def test_an_encrypted_zip_is_named_as_such(capsys, refused) -> None:
+    photos = zip_of(make_images(Path("photos"), count=1))
+    data = photos.read_bytes().replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1")
+    photos.write_bytes(data)
+    refused("prepare.py", photos, code=1)
+    assert "is encrypted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", GREYS)
@@ -221,13 +316,13 @@ READABLE = {
     "a.webp": encoded("webp", lossless=True),
     "another format.png": encoded("jpeg", quality=95),
     "cmyk.jpg": encoded("jpeg", "CMYK", (0, 255, 255, 0), quality=95),
-    "palette.png": encoded("png", "P", RED, transparency=bytes([9, 99])),
+    "72 megapixels.jpg": encoded("jpeg", side=8500),
 }
-UNREADABLE = {
-    "another format.png": encoded("gif"),
-    "cut.jpg": encoded("jpeg")[:-40],
-    "html.webp": b"<html>403 Forbidden</html>",
-    "too large.png": encoded("png", "1", 0, side=8193),
+UNREADABLE = {  # file and reason
+    "another format.png": (encoded("gif"), "not png, jpeg, webp or bmp"),
+    "cut.jpg": (encoded("jpeg")[:-40], "Truncated File Read"),
+    "html.webp": (b"<html>403 Forbidden</html>", "not png, jpeg, webp or bmp"),
+    "too large.png": (encoded("png", "1", 0, side=8193), "more than 67,108,864 pixels"),
 }
 IGNORED = ["notes.txt", "__MACOSX/cats/._0.png", ".thumbnails/0.png", "cats/._0.png"]
 
@@ -236,16 +331,18 @@ IGNORED = ["notes.txt", "__MACOSX/cats/._0.png", ".thumbnails/0.png", "cats/._0.
 @pytest.mark.filterwarnings("ignore")  # Pillow's
 def test_odd_images_are_read_and_others_left_out_and_named(packed: bool, capsys) -> None:
     write("photos/cats", READABLE)
-    write("photos/mice", UNREADABLE)
+    write("photos/mice", {name: data for name, (data, _) in UNREADABLE.items()})
     write("photos", dict.fromkeys(IGNORED, b""))
     make_images(Path("photos"), ["dogs"], 1)
     images, labels, classes = run(zip_of(Path("photos")) if packed else "photos")
     assert labels == [0] * len(READABLE) + [1]
     assert classes == ["cats", "dogs"]
     assert abs(images[:-1].astype(int) - np.array(RED)[:, None, None]).max() < 6
-    said = capsys.readouterr().err
-    assert all(f"Left out 'mice/{name}'" in said for name in UNREADABLE)
-    assert said.count("Left out") == len(UNREADABLE)
+    said = capsys.readouterr()
+    for name, (_, reason) in UNREADABLE.items():
+        assert re.search(f"Left out 'mice/{name}': .*{reason}", said.err)
+    assert said.err.count("Left out") == len(UNREADABLE)
+    assert "Left out: 3 hidden, 1 of other types (.txt), 4 unreadable\n" in said.out
 
 
 def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(capsys) -> None:
@@ -255,8 +352,8 @@ def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(capsys) -> Non
     data = bytearray(Path("odd.zip").read_bytes())
     data[data.index(b"flipped.png") + 50] ^= 1  # its checksum is wrong now
     Path("odd.zip").write_bytes(data)
-    assert len(run("odd.zip")[0]) == 2  # "../up" counts as hidden
-    assert "Left out 'flipped.png'" in capsys.readouterr().err
+    assert len(run("odd.zip")[0]) == 3
+    assert "Left out 'flipped.png': Bad CRC-32" in capsys.readouterr().err
     assert names_in(".") == ["odd.zip", "out"]
 
 
@@ -274,22 +371,28 @@ def test_memory_grows_neither_with_the_set_nor_with_a_bomb(monkeypatch) -> None:
 
 
 def test_the_output_is_named_after_the_source(capsys) -> None:
-    photos = make_images(Path("some/my photos"), [""])
+    photos = make_images(Path("some/my photos.v1"), [""])
     call("prepare.py", photos)
     call("prepare.py", zip_of(photos), "--force")
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == said[2:]
-    assert said[0] == "data/my photos-32: 8 images, 3 x 32 x 32, no classes"
-    assert said[1] == "Train on it: python dcgan.py --data 'data/my photos-32'"
+    assert said[:3] == said[3:]
+    assert said[0] == "data/my photos.v1-32: 8 images, 3 x 32 x 32, no classes"
+    assert said[1].startswith("Below about 1,000 images, D learns them by heart")
+    assert said[2] == "Train on it: python dcgan.py --data 'data/my photos.v1-32'"
 
 
 def test_bad_input_is_refused_in_one_line(refused) -> None:
     write(".", {"empty/notes.txt": b"text", "empty/1.png": b"text", "text.zip": b"text"})
-    for source in ["nothing", "text.zip"]:
-        assert f"error: {source} is no folder, no .zip" in refused("prepare.py", source)
+    write(".", {"a.tar.gz": b"text", "mnist/1.png": b"text"})
+    assert "nothing does not exist, and is none of mnist" in refused("prepare.py", "nothing")
+    assert "text.zip is damaged or incomplete" in refused("prepare.py", "text.zip")
+    assert "no .zip. Unpack an archive" in refused("prepare.py", "a.tar.gz")
+    assert "./mnist is the folder" in refused("prepare.py", "mnist")
+    assert "--background" in refused("prepare.py", "empty", "--background", "whit")
     for source in [Path("empty"), zip_of(Path("empty"))]:
         assert f"{source} holds no png" in refused("prepare.py", source, code=1)
     assert "--image-size" in refused("prepare.py", "empty", "--image-size", 7)
+    Path("mnist/1.png").unlink()
     write("data/downloads/mnist", {"train-images-idx3-ubyte.gz": b"text"})
     assert "train-images-idx3-ubyte.gz: " in refused("prepare.py", "mnist", code=1)
 
@@ -302,6 +405,7 @@ def test_only_force_replaces_and_only_a_folder_of_arrays(refused) -> None:
     assert "can be read" in refused("prepare.py", "empty", "--force", "--out", "out", code=1)
     assert np.array_equal(np.load("out/images.npy"), before)
     make_images(Path("others"), [""], 3)
+    write("out", {".DS_Store": b""})
     call("prepare.py", "others", "--force", "--out", "out")
     assert names_in("out") == ["images.npy"]
     write("out", {"my notes": b"precious"})
