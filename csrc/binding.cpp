@@ -2,6 +2,7 @@
 // that the kernels work on, and call the kernels of the device.
 //
 // Only LibTorch's stable ABI is used, so one library serves every PyTorch from 2.10 on.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -127,6 +128,18 @@ void run_on_device_of(const Tensor& tensor, const Run& run) {
     run(kCpu, nullptr);
 }
 
+// torch.no_grad(): copies of parameters that require gradients, and into them, are not recorded.
+class NoGrad {
+public:
+    NoGrad() : was_enabled_(aoti_torch_grad_mode_is_enabled()) {
+        aoti_torch_grad_mode_set_enabled(false);
+    }
+    ~NoGrad() { aoti_torch_grad_mode_set_enabled(was_enabled_); }
+
+private:
+    bool was_enabled_;
+};
+
 // The parameters of a call, possibly with gradients and running means of squares, in the form that
 // the kernels take: sorted by dtype, without gaps, and all three in the same layout. Where a tensor
 // is not in that form, the kernel gets a copy. All must be on the device of `first`.
@@ -215,6 +228,7 @@ private:
     std::vector<Weights> weights_[kTypes];
     std::vector<Tensor> read_copies_;  // kept alive until the kernels are launched
     std::vector<std::pair<Tensor, Tensor>> written_copies_;
+    NoGrad no_grad_;
 };
 
 void clip_weights_(std::vector<Tensor> params, double c) {

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.optim import RMSprop
 
 from . import _formula, _library
@@ -29,7 +30,7 @@ if not _library.was_built:
     raise ImportError(reason, name=__name__)
 
 _ops = _library.ops
-_warned: set[str] = set()  # the kinds of devices that a warning has named
+_has_kernels: dict[str, bool] = {}  # kind of device: whether the kernels run there
 
 
 def why_not(device: str | torch.device = "cpu") -> str | None:
@@ -46,19 +47,20 @@ def why_not(device: str | torch.device = "cpu") -> str | None:
     return None
 
 
-def _has_kernels(device: torch.device) -> bool:
-    reason = why_not(device)
-    if reason is None:
-        return True
-    # torch.compile cannot trace a warning
-    if device.type not in _warned and not torch.compiler.is_compiling():
-        _warned.add(device.type)
-        message = f"gan_kernels computes in plain PyTorch on {device.type}: {reason}"
-        warnings.warn(message, stacklevel=3)
-    return False
+def _run_on(device: torch.device) -> bool:
+    """Whether the kernels run on the device. If not, a warning says why, the first time."""
+    kind = device.type
+    if kind not in _has_kernels:
+        reason = why_not(kind)
+        if torch.compiler.is_compiling():  # which can trace neither a warning nor the dict's change
+            return reason is None
+        _has_kernels[kind] = reason is None
+        if reason:
+            message = f"gan_kernels computes in plain PyTorch on {kind}: {reason}"
+            warnings.warn(message, stacklevel=3)
+    return _has_kernels[kind]
 
 
-@torch.no_grad()
 def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     """Clamps every tensor to [-c, c] in place, all of a dtype in one launch. NaN stays NaN.
 
@@ -68,7 +70,7 @@ def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     params = list(params)
     if not params:
         return
-    if not _has_kernels(params[0].device):
+    if not _run_on(params[0].device):
         _formula.clip_weights_(params, c)
         return
     _ops.clip_weights_.default(params, c)
@@ -76,7 +78,6 @@ def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     torch.autograd.graph.increment_version(params)
 
 
-@torch.no_grad()
 def rmsprop_clip_(
     params: Iterable[Tensor],
     grads: Iterable[Tensor],
@@ -98,7 +99,7 @@ def rmsprop_clip_(
     square_avgs = list(square_avgs)
     if not params:
         return
-    if not _has_kernels(params[0].device):
+    if not _run_on(params[0].device):
         _formula.rmsprop_clip_(params, grads, square_avgs, lr, alpha, eps, c)
         return
     _ops.rmsprop_clip_.default(params, grads, square_avgs, lr, alpha, eps, c)
@@ -108,16 +109,28 @@ def rmsprop_clip_(
 class RMSpropClip(RMSprop):
     """torch.optim.RMSprop whose step also clamps every parameter to [-clip, clip].
 
-    It takes the options of RMSprop and has the same state, so either continues from a checkpoint of
-    the other. ValueError for the options that the kernel does not compute, also if they come later,
-    from add_param_group or load_state_dict: momentum, weight_decay, centered, maximize,
-    differentiable, and a learning rate on the GPU, for which the CPU would have to wait.
+    Like lr, clip can be set for each group of parameters: {"params": ..., "clip": 0.02}. The other
+    options and the state are those of RMSprop, so either continues from a checkpoint of the other.
+
+    ValueError for a clip that is no number from 0 on, and for the options that the kernel does not
+    compute, also if they come later, from add_param_group or load_state_dict: momentum,
+    weight_decay, centered, maximize, differentiable, and a learning rate on the GPU, for which the
+    CPU would have to wait. RuntimeError for sparse gradients.
     """
 
     def __init__(self, params: Iterable, clip: float, **options) -> None:
         super().__init__(params, **options)
-        self.clip = clip
+        self.defaults["clip"] = clip
+        self._add_clip()
         self._check_options()
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._add_clip()  # for the checkpoint of a plain RMSprop
+
+    def _add_clip(self) -> None:
+        for group in self.param_groups:
+            group.setdefault("clip", self.defaults["clip"])
 
     def _check_options(self) -> None:
         for group in self.param_groups:
@@ -127,6 +140,9 @@ class RMSpropClip(RMSprop):
             lr = group["lr"]
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
                 raise ValueError("RMSpropClip takes lr as a number or a tensor on the CPU")
+            clip = group["clip"]
+            if not isinstance(clip, int | float) or not clip >= 0:
+                raise ValueError(f"clip must be a number from 0 on, not {clip!r}")
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Updates the parameters that have gradients and clamps all. Returns the closure's loss."""
@@ -141,30 +157,50 @@ class RMSpropClip(RMSprop):
         return loss
 
     def _step_group(self, group: dict) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        without_gradient = [p for p in group["params"] if p.grad is None]
-        for p in params:
-            if not self.state[p]:
+        params, grads, square_avgs, steps, without_gradient = [], [], [], [], []
+        for p in group["params"]:
+            if p.grad is None:
+                without_gradient.append(p)
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError("RMSpropClip does not support sparse gradients")
+            state = self.state[p]
+            if not state:
                 counter_device = p.device if group["capturable"] else "cpu"
-                self.state[p]["step"] = torch.zeros((), device=counter_device)
-                self.state[p]["square_avg"] = torch.zeros_like(p)
-        if params:
-            torch._foreach_add_([self.state[p]["step"] for p in params], 1)
-        grads = [p.grad for p in params]
-        square_avgs = [self.state[p]["square_avg"] for p in params]
+                state["step"] = torch.zeros((), dtype=torch.float32, device=counter_device)
+                state["square_avg"] = torch.zeros_like(p)
+            elif state["square_avg"].dtype != p.dtype:  # the model was converted, as by .double()
+                state["square_avg"] = state["square_avg"].to(p.dtype)
+            params.append(p)
+            grads.append(p.grad)
+            square_avgs.append(state["square_avg"])
+            steps.append(state["step"])
+        if steps:
+            torch._foreach_add_(steps, 1)
         lr = float(group["lr"])
-        rmsprop_clip_(params, grads, square_avgs, lr, group["alpha"], group["eps"], self.clip)
-        clip_weights_(without_gradient, self.clip)
+        clip = group["clip"]
+        rmsprop_clip_(params, grads, square_avgs, lr, group["alpha"], group["eps"], clip)
+        clip_weights_(without_gradient, clip)
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work. Our operators lack both."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def gradient_penalty(grad: Tensor, target: float = 1.0) -> Tensor:
     """Mean over the batch of (|grad_i|_2 - target)^2: a 0-dim tensor of grad's dtype.
 
-    grad: (N, ...), the gradient of each sample's score with respect to that sample. The penalty is
-    differentiable, also repeatedly; where grad is zero, its derivative is zero. It is NaN for an
-    empty batch, like every mean. RuntimeError if grad has no dimension or is of another dtype.
+    grad: (N, ...), the gradient of each sample's score with respect to that sample. With target 0
+    this is the R1 or R2 penalty of newer GANs, |grad_i|^2. The penalty is differentiable, also
+    repeatedly; where grad is zero, its derivative is zero. It is NaN for an empty batch, like every
+    mean. RuntimeError if grad has no dimension or is of another dtype.
     """
-    if not _has_kernels(grad.device):
+    if not _run_on(grad.device) or _is_transformed(grad):
         return _formula.gradient_penalty(grad, target)
     penalty, _norms = _ops.gradient_penalty.default(grad, target)
     return penalty

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def clip_weights_(params: list[Tensor], c: float) -> None:
     for p in params:
         p.clamp_(-c, c)
 
 
+@torch.no_grad()
 def rmsprop_clip_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -35,6 +37,8 @@ def rmsprop_clip_(
 def gradient_penalty(grad: Tensor, target: float) -> Tensor:
     samples = grad.unsqueeze(-1).flatten(1)  # (N, size), also for a grad of shape (N,)
     (samples,) = in_float32([samples])
+    if target == 0:
+        return samples.square().sum(1).mean().to(grad.dtype)
     # At zero the second derivative of the norm would be NaN, so zero samples do not go through it
     zero = samples.detach().norm(dim=1) == 0  # (N,)
     norms = samples.masked_fill(zero[:, None], 1).norm(dim=1).masked_fill(zero, 0)

@@ -7,6 +7,7 @@ computes in plain PyTorch. With `built` it runs on the package alone.
 import copy
 import functools
 import importlib.util
+import pickle
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim import RMSprop
 
 try:
@@ -188,6 +190,64 @@ def test_a_step_returns_the_loss_and_clips_what_has_no_gradient(kernels) -> None
     assert unused not in optimizer.state
 
 
+def test_clip_is_an_option_of_each_group_like_lr(kernels) -> None:
+    p, q, r = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = kernels.RMSpropClip([{"params": [p]}, {"params": [q], "clip": 0.25}], clip=0.5)
+    optimizer.add_param_group({"params": [r]})
+    assert "clip: 0.25" in repr(optimizer)
+    assert [group["clip"] for group in optimizer.state_dict()["param_groups"]] == [0.5, 0.25, 0.5]
+    for same in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        same.step()  # without gradients it only clips
+        weights = [group["params"][0].max().item() for group in same.param_groups]
+        assert weights == [0.5, 0.25, 0.5]
+    assert p.eq(1).all()
+    optimizer.load_state_dict(RMSprop([{"params": [x]} for x in (p, q, r)]).state_dict())
+    optimizer.step()
+    assert [x.max().item() for x in (p, q, r)] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("clip", [-1, "0.01", float("nan"), None])
+def test_a_clip_that_is_no_number_from_0_on_is_refused(kernels, clip) -> None:
+    p = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="clip must be a number from 0 on"):
+        kernels.RMSpropClip([p], clip=clip)
+    optimizer = kernels.RMSpropClip([p], clip=0.5)
+    optimizer.param_groups[0]["clip"] = clip
+    with pytest.raises(ValueError, match="clip must be"):
+        optimizer.step()
+
+
+def test_the_optimizer_survives_what_rmsprop_survives(kernels, monkeypatch) -> None:
+    p = nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3))
+    q = nn.Parameter(p.detach().clone())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        ours = kernels.RMSpropClip([p], clip=0.5, lr=0.01)
+        theirs = RMSprop([q], lr=0.01)
+        for dtype in (torch.float32, torch.float64):  # as by critic.double()
+            for x in (p, q):
+                x.data = x.data.to(dtype)
+                x.grad = torch.ones(3, 2, dtype=dtype).t()
+            ours.step()
+            theirs.step()
+            q.data.clamp_(-0.5, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(p, q)
+    assert ours.state[p]["step"].dtype == torch.float32  # bfloat16 counts to 256 only
+    p.grad = torch.ones(2, 3, dtype=torch.float64).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        ours.step()
+
+
+def test_parameters_with_gaps_need_no_no_grad(kernels) -> None:
+    p = nn.Parameter(torch.ones(4, 4)[:, ::2])
+    kernels.clip_weights_([p], 0.5)
+    kernels.rmsprop_clip_([p], [torch.zeros(4, 2)], [torch.zeros(4, 2)], 0.1, 0.9, 1e-8, 0.25)
+    assert p.eq(0.25).all()
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("option", REFUSED_OPTIONS)
 def test_options_not_computed_are_refused_whenever_they_come(kernels, option) -> None:
     p = nn.Parameter(torch.ones(3))
@@ -233,6 +293,28 @@ def test_where_the_gradient_is_zero_the_derivatives_are_zero(kernels, device) ->
     penalty, *both = derivatives(kernels.gradient_penalty, grad, torch.ones_like(grad))
     torch.testing.assert_close(penalty, 3 * reference_penalty(grad, 2.0))
     assert all(derivative[1].eq(0).all() for derivative in both)
+
+
+def test_at_target_0_the_second_derivative_is_the_same_everywhere(kernels, device) -> None:
+    zeros = torch.zeros(4, 3, device=device, requires_grad=True)
+    penalty = kernels.gradient_penalty(zeros, 0.0)
+    (first,) = torch.autograd.grad(penalty, zeros, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), zeros)
+    assert second.eq(2 / 4).all()
+
+
+@pytest.mark.parametrize("target", [0.0, 0.7])
+def test_forward_mode_and_torch_func_give_the_right_values(kernels, target) -> None:
+    x, direction = torch.randn(2, 3, 4, dtype=torch.float64)
+    ours = functools.partial(kernels.gradient_penalty, target=target)
+    formula = functools.partial(reference_penalty, target=target)
+    for transform in (torch.func.grad, torch.func.hessian):
+        torch.testing.assert_close(transform(ours)(x), transform(formula)(x))
+    expected = torch.func.jvp(formula, (x,), (direction,))
+    torch.testing.assert_close(torch.func.jvp(ours, (x,), (direction,)), expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(ours(forward_ad.make_dual(x, direction)))
+        torch.testing.assert_close(tuple(dual), expected)
 
 
 def test_an_empty_batch_gives_nan_and_empty_samples_the_target(kernels) -> None:
