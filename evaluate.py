@@ -7,7 +7,7 @@
     python evaluate.py score RUN...       classes, diversity, Frechet distance, beside real images
     python evaluate.py parzen RUN         log-likelihood of test images (Goodfellow et al. 2014)
     python evaluate.py neighbours RUN     a picture of samples and their nearest training images
-    python evaluate.py interpolate RUN    a picture of what lies between two samples
+    python evaluate.py interpolate RUN    a picture and a film of what lies between two samples
     python evaluate.py film RUN           the run's sample pictures as an animation
     python evaluate.py curves RUN...      metrics.csv as a plot (needs matplotlib)
     python evaluate.py fid RUN            prints the commands that compute FID with torch-fidelity
@@ -86,7 +86,7 @@ def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) ->
     if "sample_every" not in checkpoint["args"]:  # the newest option
         sys.exit(f"{folder} was trained with an older version of {name}.py. Train it again.")
     args = Namespace(**checkpoint["args"])
-    args.data = data or args.data
+    args.data = str(Path(data or args.data))  # data/mnist-32/ is data/mnist-32
     args.amp = False  # all figures are computed in float32
     args.cuda = cuda
     args.device = "cuda" if cuda else "cpu"
@@ -193,12 +193,15 @@ def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -
     classifier = new_classifier(images.shape[1], classes).to(device)
     if path.exists():
         classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-    else:
-        train_classifier(classifier, images, labels)
+        return classifier.eval()
+    train_classifier(classifier, images, labels)
+    part = path.with_suffix(".part")  # so that an interrupted save leaves no broken .pt
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")  # so that an interrupted save leaves no broken .pt
         torch.save(classifier.state_dict(), part)
         part.replace(path)
+    except (OSError, RuntimeError) as error:  # where nothing can be written, it is not kept
+        print(f"The classifier is not kept for the next time: {error}", file=sys.stderr)
     return classifier.eval()
 
 
@@ -356,13 +359,16 @@ def score(options: Namespace) -> None:
     runs = [load_run(folder, options.data, options.cuda) for folder in options.runs]
     data = runs[0].args.data
     for run in runs:
-        if run.args.data != data or run.args.classes != runs[0].args.classes:
+        same_data = Path(run.args.data).resolve() == Path(data).resolve()
+        if not same_data or run.args.classes != runs[0].args.classes:
             sys.exit(
                 f"{run.folder} and {runs[0].folder} have different data. Score them separately."
             )
     if not runs[0].args.classes:
         sys.exit(f"score needs images with classes, and {data} has none.")
     train, held_out, held_out_text = split_data(runs[0])
+    if len(train.images) < 10 or len(held_out.images) < 2:
+        sys.exit(f"score needs at least a dozen images, and {data} has too few.")
     print(f"data        {data}, {len(train.images):,} training images")
     print(f"held-out    {held_out_text}")
     print_table(compute_scores(runs, train, held_out, options.samples))
@@ -424,7 +430,7 @@ def parzen(options: Namespace) -> None:
         sigma = sigmas[best]
         found = log_likelihood(x, samples, [sigma])[0]
         error = found.std().item() / math.sqrt(len(found))
-        figures = f"{len(samples):9,}{sigma:8.3f}{found.mean().item():10.1f} ± {error:.1f}"
+        figures = f"{len(samples):9,}{sigma:8.3f}{found.mean().item():10.1f} +- {error:.1f}"
         print(f"{name:{width}}{figures}", flush=True)
 
 
@@ -441,7 +447,7 @@ def neighbours(options: Namespace) -> None:
 
 
 def interpolate(options: Namespace) -> None:
-    """What G makes of straight lines in z, and between classes, as RUN/interpolate.png."""
+    """What G makes of straight lines in z, and between classes, as RUN/interpolate.png and .gif."""
     run = load_run(options.run, cuda=options.cuda)
     args = run.args
     generator = run.load_generator()
@@ -459,6 +465,14 @@ def interpolate(options: Namespace) -> None:
         tiles = torch.cat([tiles, torch.stack(columns, dim=1).flatten(0, 1)])
     path = run.folder / "interpolate.png"
     run.script.to_picture(tiles, columns=10).save(path)
+    print(path)
+    frames = []
+    for t in torch.linspace(0, 1, 30).tolist():
+        samples = run.script.sample(generator, args, start.lerp(end, t), labels)
+        frames.append(run.script.to_picture(samples, columns=len(samples)))
+    frames += frames[::-1]  # there and back
+    path = path.with_suffix(".gif")
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
     print(path)
 
 
@@ -576,6 +590,10 @@ def main(argv: list[str] | None = None) -> None:
         options.function(options)
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if "allocate" not in str(error):  # PyTorch's word, on a CPU and on a GPU
+            raise
+        sys.exit(f"Out of memory. Fewer --samples need less. ({str(error).splitlines()[0]})")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Where nothing was ever built, as in a fresh clone, importing this package raises
 
 import warnings
 from collections.abc import Callable, Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ class RMSpropClip(RMSprop):
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
                 raise ValueError("RMSpropClip takes lr as a number or a tensor on the CPU")
             clip = group["clip"]
-            if not isinstance(clip, int | float) or not clip >= 0:
+            if not isinstance(clip, Real) or not clip >= 0:
                 raise ValueError(f"clip must be a number from 0 on, not {clip!r}")
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

@@ -1,7 +1,9 @@
 """evaluate.py: its figures against closed forms, its commands on a run of each script."""
 
 import math
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import EACH_SCRIPT, TINY, call, load, make_data
+from conftest import EACH_SCRIPT, ROOT, TINY, call, load, make_data
 from PIL import Image, ImageSequence
 
 import evaluate
@@ -243,6 +245,13 @@ def test_interpolate_starts_and_ends_at_samples(script: str, run) -> None:
         images = found.script.sample(found.load_generator(), found.args, z, y)
         part = pixels[row * 8 : (row + rows) * 8, column * 8 : column * 8 + 8]
         assert np.abs(part - np.asarray(found.script.to_picture(images))).max() <= 1
+    film = [
+        np.asarray(f.convert("RGB"))
+        for f in ImageSequence.Iterator(Image.open(out / "interpolate.gif"))
+    ]
+    assert film[0].shape == (8, rows * 8, 3)
+    assert np.array_equal(film[1], film[-2])  # there and back
+    assert not np.array_equal(film[0], film[len(film) // 2])
 
 
 @pytest.mark.parametrize("count", [1, 3, 250])
@@ -317,6 +326,46 @@ def test_data_that_do_not_fit_are_refused(data: Path, run, refused) -> None:
     out = train("lsgan.py", moved)
     assert "needs images with classes" in refused("evaluate.py", "score", out, code=1)
     call("evaluate.py", "parzen", out, "--samples", 4)
+
+
+def test_a_set_of_a_few_images_is_too_small_to_score(refused) -> None:
+    out = train("dcgan.py", make_data(Path("few"), 5))
+    assert "at least a dozen images" in refused("evaluate.py", "score", out, code=1)
+    call("evaluate.py", "parzen", out, "--samples", 4)
+
+
+def test_one_folder_in_two_spellings_is_one_set_and_an_unwritable_cache_no_obstacle(
+    data: Path, capsys
+) -> None:
+    runs = [train("dcgan.py", data), train("lsgan.py", f"{data.parent}/./{data.name}/")]
+    Path("data/cache").write_text("no folder")
+    call("evaluate.py", "score", *runs, "--samples", 4)
+    said = capsys.readouterr()
+    assert "run-of/lsgan.py" in said.out
+    assert "is not kept for the next time: " in said.err
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 1 GiB", "other"])
+def test_only_a_lack_of_memory_is_told_in_a_line(message: str, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "load_run", Mock(side_effect=RuntimeError(message)))
+    expected = RuntimeError if message == "other" else SystemExit
+    with pytest.raises(expected, match=r"other|Fewer --samples"):
+        call("evaluate.py", "parzen", "run")
+
+
+def test_figures_are_printed_in_ascii(finished) -> None:
+    command = [
+        sys.executable,
+        ROOT / "evaluate.py",
+        "parzen",
+        finished("dcgan.py"),
+        "--samples",
+        "4",
+    ]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert (
+        "+-" in subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_ctrl_c_ends_with_130(monkeypatch) -> None:
