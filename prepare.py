@@ -2,24 +2,26 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy", "pillow>=10.1", "tqdm"]
 # ///
-"""Converts a standard set, or your own images, to a folder of arrays that the scripts train on.
+"""Converts a standard set, or your own images, into a folder of arrays that the scripts train on.
 
     python prepare.py mnist                        or fashion-mnist, cifar10; writes data/mnist-32
     python prepare.py photos --image-size 64       a folder of images; writes data/photos-64
     python prepare.py photos.zip --out data/mine   a .zip of images; writes data/mine
-    python prepare.py photos --mirror              and the mirror image of each: twice as many
+    python prepare.py photos --mirror              adds each image's mirror image
 
 images.npy is uint8 (N, C, S, S). Where there are classes, labels.npy is int64 (N,) and classes.txt
 has one name per line. The standard sets also have test_images.npy and test_labels.npy.
 
 Your own images may be png, jpeg, webp or bmp. They are cropped to the central square, in RGB unless
-all are grey. If every image is in a subfolder, the first-level subfolders are the classes. Nothing
-is passed over in silence: the last lines count what was left out, and why.
+all are grey. If every image is in a subfolder, the first-level subfolders are the classes. Every
+file that is left out is counted, with the reason.
 """
 
 import gzip
 import hashlib
 import io
+import os
+import re
 import shlex
 import shutil
 import sys
@@ -40,12 +42,13 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-LARGEST = 2**28  # bytes: files that are larger when unpacked, or images when decoded, are not read
+LARGEST = 2**28  # bytes of a file, unpacked, or of an image, decoded: larger ones are left out
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 OUTPUTS = {"images.npy", "labels.npy", "classes.txt", "test_images.npy", "test_labels.npy"}
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what macOS and Windows leave in any folder
-PARTS_OF_A_SET = {"train", "training", "test", "testing", "val", "valid", "validation"}
-TURNS = {  # that EXIF's orientation asks for
+TORCHVISION = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}  # folder: set
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+TURNS = {  # what each EXIF orientation asks for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -113,7 +116,7 @@ def fetch(name: str, file: str, folder: Path) -> Path:
             return part.replace(gzipped)
         except Exception as error:  # try the next mirror
             problems.append(f"{url}: {error}")
-    files = ", ".join(f"{file}.gz" for file in SETS[name])
+    files = ", ".join(f"{each}.gz" for each in SETS[name])
     sys.exit(f"Cannot download {name} ({'; '.join(problems)}). Put {files} into {folder}.")
 
 
@@ -160,27 +163,22 @@ def write_standard_set(name: str, folder: Path, size: int, out: Path) -> str:
     for prefix, images, labels in parts:
         if images.shape[3] == 28 and size == 32:
             images = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)])  # a black border
-        resized = np.empty((*images.shape[:2], size, size), np.uint8)
+        shape = (*images.shape[:2], size, size)
+        file = out / f"{prefix}images.npy"
+        resized = np.lib.format.open_memmap(file, "w+", np.uint8, shape)  # may exceed the memory
         for i, channel in np.ndindex(images.shape[:2]):
             image = Image.fromarray(images[i, channel])
             resized[i, channel] = np.asarray(image.resize((size, size)))
-        np.save(out / f"{prefix}images.npy", resized)
+        resized.flush()
         np.save(out / f"{prefix}labels.npy", labels.astype(np.int64))
     (out / "classes.txt").write_text(CLASSES[name].replace(" ", "\n") + "\n")
     return f"10 classes, {len(test_labels):,} test images"
 
 
-class Source(NamedTuple):
-    """The images of a folder or .zip, and what else is in it."""
-
-    images: dict[str, Callable[[], BinaryIO]]  # path in the source, with /: how to open the file
-    left_out: Counter  # reason: number
-
-
 def list_folder(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path | OSError]:
-    """All files in a folder, through links, too; an error for each folder that is not readable."""
+    """All files in a folder. Follows links; yields an error for a folder that is not readable."""
     real = folder.resolve()
-    if real in above:  # a link that leads back
+    if real in above:  # a link to a folder that we are in
         return
     try:
         entries = sorted(folder.iterdir())
@@ -188,7 +186,7 @@ def list_folder(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path | O
         yield error
         return
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):  # noqa: PTH112 - unlike Path.is_dir it never raises
             yield from list_folder(entry, (*above, real))
         else:
             yield entry
@@ -197,22 +195,24 @@ def list_folder(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path | O
 def plain_path(name: str) -> str:
     """The path of a file in a .zip, however it is spelled: C:\\a\\.\\b or a//c/../b is a/b."""
     parts = []
-    for part in name.replace("\\", "/").split("/"):
+    for part in re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).split("/"):
         if part == "..":
             parts = parts[:-1]
-        elif part not in ("", ".") and not part.endswith(":"):  # C: is a drive
+        elif part not in ("", "."):
             parts.append(part)
     return "/".join(parts)
 
 
-def find_images(root: Path | zipfile.ZipFile) -> Source:
+def find_images(root: Path | zipfile.ZipFile) -> tuple[dict[str, Callable], Counter]:
+    """How to open each image, by its path in root, and how many files are left out for a reason."""
     files = {}
     left_out = Counter()
-    other_types = Counter()
     if isinstance(root, zipfile.ZipFile):
-        for info in root.infolist():  # of a name that comes twice, the last counts, as in unzip
+        for info in root.infolist():
             if not info.is_dir():
-                files[plain_path(info.filename)] = partial(root.open, info)
+                name = plain_path(info.filename)
+                left_out["replaced by a later file of the same name"] += name in files
+                files[name] = partial(root.open, info)  # as unzip would
     else:
         for path in list_folder(root):
             if isinstance(path, OSError):
@@ -220,6 +220,7 @@ def find_images(root: Path | zipfile.ZipFile) -> Source:
             else:
                 files[path.relative_to(root).as_posix()] = partial(path.open, "rb")
     images = {}
+    other_types = Counter()
     for name, open_file in sorted(files.items()):
         path = PurePosixPath(name)
         if not name.lower().endswith(IMAGE_TYPES):
@@ -231,9 +232,9 @@ def find_images(root: Path | zipfile.ZipFile) -> Source:
         else:
             images[name] = open_file
     if other_types:
-        most_common = ", ".join(name for name, _ in other_types.most_common(3))
+        most_common = ", ".join(repr(name)[1:-1] for name, _ in other_types.most_common(3))
         left_out[f"of other types ({most_common})"] = other_types.total()
-    return Source(images, left_out)
+    return images, left_out
 
 
 class Picture(NamedTuple):
@@ -242,7 +243,7 @@ class Picture(NamedTuple):
     pixels: np.ndarray | None = None  # uint8 (3, size, size)
     problem: str = ""  # why there are no pixels
     transparent: bool = False
-    highest: int = 0  # value of a pixel, if they have 16 bits
+    highest: int = 0  # the largest value in a 16-bit image, else 0
 
 
 def orientation(image: Image.Image) -> int:
@@ -253,29 +254,31 @@ def orientation(image: Image.Image) -> int:
 
 
 def read_image(open_file: Callable[[], BinaryIO], size: int, background: str, bits: int) -> Picture:
-    """The centre square, upright. bits: how many of 16 are used."""
+    """The centre square, upright. bits: how many bits of a 16-bit image hold data."""
     try:
         with open_file() as file:
             data = file.read(LARGEST)
         if len(data) == LARGEST:
             return Picture(problem=f"it has more than {LARGEST >> 20} MiB")
         image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"])
-        if "progressive" not in image.info:  # such a JPEG is held whole while it is decoded
-            image.draft("RGB", (size, size))  # another is decoded at 1/2, 1/4 or 1/8 of its size
+        # draft() decodes a JPEG at 1/2, 1/4 or 1/8 of its size. A progressive one would still be
+        # held whole in memory.
+        if "progressive" not in image.info:
+            image.draft("RGB", (size, size))
         if 4 * image.width * image.height > LARGEST:  # 4 bytes a pixel
             return Picture(problem=f"it has more than {LARGEST // 4:,} pixels")
+        image.load()  # raises what is wrong with the pixels; getexif() could hide it
         turn = TURNS.get(orientation(image))
         highest = 0
-        if image.mode.startswith("I"):  # 16 bits: the upper 8 of those that are used remain
+        if image.mode.startswith("I"):  # 16 bits, of which the upper 8 that hold data remain
             values = np.asarray(image)
             highest = int(values.max())
             image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
-        transparent = image.has_transparency_data
-        if transparent:
+        transparent = False
+        if image.has_transparency_data:
             image = image.convert("RGBA")
-            below = Image.new("RGBA", image.size, background)
-            transparent = image.getextrema()[3][0] < 255
-            image = Image.alpha_composite(below, image)
+            transparent = image.getextrema()[3][0] < 255  # the smallest alpha
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         image = image.convert("RGB")
         if turn is not None:
             image = image.transpose(turn)
@@ -297,19 +300,28 @@ def read_images(files: Iterable, size: int, background: str, bits: int = 16) -> 
             yield from pool.map(read, files[start : start + 256])
 
 
-def class_names(names: list[str]) -> list[str]:
-    """The first-level subfolder of each image. Empty if an image is in none."""
+def split_path(name: str) -> list[str]:
     # A .zip made on Windows may have been unpacked with backslashes in the names
-    folders = [name.replace("\\", "/").split("/")[:-1] for name in names]
+    return name.replace("\\", "/").replace("\n", " ").split("/")
+
+
+def class_names(names: list[str]) -> tuple[list[str], str]:
+    """The first-level subfolder of each image, and the folder that these are in.
+
+    There are no classes if an image is in no subfolder.
+    """
+    folders = [split_path(name)[:-1] for name in names]
+    around = []
     # A folder that encloses everything is not a class
     while all(folders) and len({parts[0] for parts in folders}) == 1:
+        around.append(folders[0][0])
         folders = [parts[1:] for parts in folders]
-    if not all(folders):
-        loose = [name for name, parts in zip(names, folders, strict=True) if not parts]
+    loose = [name for name, parts in zip(names, folders, strict=True) if not parts]
+    if loose:
         if len(loose) < len(names):
-            print(f"No classes: {loose[0]!r} is in no subfolder, others are.")
-        return []
-    return [parts[0] for parts in folders]
+            print(f"No classes: {loose[0]!r} is beside the subfolders that other images are in.")
+        return [], ""
+    return [parts[0] for parts in folders], "/".join(around)
 
 
 def write_own_images(source: Path, size: int, background: str, out: Path) -> str:
@@ -318,9 +330,9 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
     images, left_out = find_images(root)
     pictures = read_images(images.values(), size, background)
     readable = []
-    highest = {}  # value in each image of 16 bits, by its place
+    highest = {}  # the largest value of each 16-bit image, by its place in the array
     transparent = 0
-    # Their number, and whether all are grey, is known only when all have been read
+    # How many images there are, and whether all are grey, is known only at the end
     with tempfile.TemporaryFile(dir=out) as file:
         for name, picture in zip(images, tqdm(pictures, total=len(images)), strict=True):
             if picture.problem:
@@ -332,17 +344,19 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
                 highest[len(readable)] = picture.highest
             readable.append(name)
             transparent += picture.transparent
-        if left_out:
-            print("Left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
+        reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
+        if reasons:
+            print("Left out:", ", ".join(reasons))
         if not readable:
             sys.exit(f"{source} holds no png, jpeg, webp or bmp image that can be read.")
         file.flush()
         pixels = np.memmap(file, np.uint8, "r+").reshape(-1, 3, size, size)
-        bits = next(bits for bits in (8, 10, 12, 16) if max(highest.values(), default=0) < 2**bits)
-        if highest and bits < 16:  # read again, now that it is known how many are used
+        if highest:
+            # Cameras and scanners often use 10 or 12 of the 16 bits
+            most = max(highest.values())
+            bits = next(bits for bits in (8, 10, 12, 16) if most < 2**bits)
             files = [images[readable[i]] for i in highest]
-            again = read_images(files, size, background, bits)
-            for i, picture in zip(highest, again, strict=True):
+            for i, picture in zip(highest, read_images(files, size, background, bits), strict=True):
                 pixels[i] = picture.pixels
         # Lossy files may have a shade of colour that nobody sees
         grey = all(np.ptp(image, axis=0).max() <= 3 for image in pixels)
@@ -351,23 +365,21 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
         print(
             f"{transparent} transparent images now have a {background} background (--background)."
         )
-    classes = class_names(readable)
-    if not classes:
+    names, around = class_names(readable)
+    if not names:
         return "no classes"
-    unique, labels = np.unique(classes, return_inverse=True)
-    np.save(out / "labels.npy", labels.astype(np.int64))
-    (out / "classes.txt").write_text("\n".join(unique) + "\n", "utf-8", errors="replace")
-    warn_of_classes(source, unique.tolist())
-    return f"{len(unique)} classes"
-
-
-def warn_of_classes(source: Path, classes: list[str]) -> None:
-    """Says what may be wrong with the names of the classes."""
-    if all(name.lower() in PARTS_OF_A_SET for name in classes):
-        print(f"The classes are {' and '.join(classes)}. If these are parts of a set, take one:")
-        print(f"  python prepare.py {shlex.quote(str(source.with_suffix('') / classes[-1]))}")
+    classes = sorted(set(names))
+    label = {name: i for i, name in enumerate(classes)}
+    np.save(out / "labels.npy", np.array([label[name] for name in names], np.int64))
+    (out / "classes.txt").write_text("\n".join(classes) + "\n", "utf-8", errors="replace")
+    splits = [name for name in classes if name.lower() in SPLITS]
+    if splits == classes:
+        print(f"The classes are {' and '.join(classes)}. If these are splits of one set, take one:")
+        train = max(splits, key=lambda name: name.lower().startswith("train"))
+        print(f"  python prepare.py {shlex.quote(str(source / around / train))}")
     if source.is_file() and not "".join(classes).isascii():
         print("If names in classes.txt are garbled, unpack the .zip yourself and give the folder.")
+    return f"{len(classes)} classes"
 
 
 def add_mirrored(folder: Path) -> None:
@@ -379,25 +391,19 @@ def add_mirrored(folder: Path) -> None:
     both[:count] = images
     both[count:] = images[..., ::-1]
     both.flush()
+    del images, both  # Windows cannot replace a file that is mapped
     part.replace(folder / "images.npy")
     if (folder / "labels.npy").exists():
         np.save(folder / "labels.npy", np.tile(np.load(folder / "labels.npy"), 2))
 
 
-def name_of_set(folder: Path) -> str | None:
-    """The standard set whose files are in a folder, such as torchvision's MNIST/raw."""
-    for name in ("cifar10", "fashion-mnist" if "fashion" in str(folder).lower() else "mnist"):
-        if all(
-            (folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in SETS[name]
-        ):
-            return name
+def torchvision_set(folder: Path) -> str | None:
+    """The name of the standard set if this is torchvision's folder of its files, MNIST/raw."""
+    folder = folder.absolute()
+    name = TORCHVISION.get(folder.parent.name if folder.name == "raw" else folder.name)
+    if name and all((folder / file).is_file() for file in SETS[name]):
+        return name
     return None
-
-
-def image_size(text: str) -> int:
-    if not 8 <= int(text) <= 1024:
-        raise ValueError
-    return int(text)
 
 
 def colour(text: str) -> str:
@@ -405,53 +411,70 @@ def colour(text: str) -> str:
     return text
 
 
-def what_is_wrong(source: Path) -> str:
-    """Why a source that is no standard set, no folder and no readable .zip cannot be taken."""
+def what_is_wrong(source: Path) -> str | None:
+    """Why a source that is no standard set cannot be used. None if it can."""
+    if source.is_dir():
+        return None
     if not source.exists():
         return f"{source} does not exist, and is none of {', '.join(SETS)}"
-    if source.suffix.lower() == ".zip":
-        return f"{source} is damaged or incomplete: it is no .zip that can be opened"
-    return f"{source} is no folder and no .zip. Unpack an archive of another kind first"
+    try:
+        zipfile.ZipFile(source).close()
+    except zipfile.BadZipFile:
+        if source.suffix.lower() == ".zip":
+            return f"{source} cannot be opened as a .zip. It may be damaged or incomplete"
+        return f"{source} is neither a folder nor a .zip. Unpack other archives first"
+    return None
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", help=f"{', '.join(SETS)}, a folder or a .zip of images")
-    add("--image-size", type=image_size, default=32, metavar="S", help="8 to 1024 pixels (32)")
-    add("--mirror", action="store_true", help="add the mirror image of each, for small sets")
+    add("--image-size", type=int, default=32, metavar="S", help="8 to 1024 pixels (32)")
+    add("--mirror", action="store_true", help="add each image's mirror image, for small sets")
     add("--background", type=colour, default="white", help="of transparent images (white)")
     add("--out", type=Path, metavar="DIR", help="folder to write (data/<name>-<S>)")
     add("--downloads", type=Path, default="data/downloads", metavar="DIR", help="(data/downloads)")
     add("--force", action="store_true", help="replace the folder")
     args = parser.parse_args(argv)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is LARGEST
     source = Path(args.source)
-    set_name = args.source if args.source in SETS else None
-    files = args.downloads / args.source
-    if set_name and any(find_images(source).images if source.is_dir() else []):
-        parser.error(f"{source} is a standard set and a folder here; ./{source} is the folder")
-    if source.is_dir() and not set_name:
-        set_name = name_of_set(source)
+    size = args.image_size
+    if not 8 <= size <= 1024:
+        parser.error(f"--image-size must be from 8 to 1024, not {size}")
+    if args.source in SETS:
+        name = standard_set = args.source
+        files = args.downloads / name
+        if source.is_dir() and find_images(source)[0]:
+            parser.error(f"{name} is a standard set, and a folder here: ./{name} means the folder")
+    else:
+        problem = what_is_wrong(source)
+        if problem:
+            parser.error(problem)
+        standard_set = torchvision_set(source)
         files = source
-    if not set_name and not source.is_dir() and not zipfile.is_zipfile(source):
-        parser.error(what_is_wrong(source))
-    name = set_name or source.absolute().name
-    if source.is_file():
-        name = source.stem
-    out = args.out or Path("data", f"{name}-{args.image_size}")
+        name = standard_set or (source.absolute().name if source.is_dir() else source.stem)
+    out = args.out or Path("data", f"{name}-{size}")
+    if out.is_symlink():
+        out = out.resolve()
+    if not out.name:
+        parser.error("--out must name a folder")
+    part = out.with_name(f".{out.name}.part")
+    old = out.with_name(f".{out.name}.old")
+    if old.exists() and not out.exists():  # killed between the two renames below
+        old.rename(out)
     if out.exists():
         others = {file.name for file in out.glob("*")} - OUTPUTS - LITTER
         if others or not args.force or not out.is_dir():
             parser.error(f"{out} exists; --force replaces it if it holds nothing but such arrays")
-    part = out.with_name(f".{out.name}.part")
-    old = out.with_name(f".{out.name}.old")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # a killed run may have left it
+        shutil.rmtree(part, ignore_errors=True)  # a killed run may have left them
+        shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
-        if set_name:
-            details = write_standard_set(set_name, files, args.image_size, part)
+        if standard_set:
+            details = write_standard_set(standard_set, files, size, part)
         else:
-            details = write_own_images(source, args.image_size, args.background, part)
+            details = write_own_images(source, size, args.background, part)
         if args.mirror:
             add_mirrored(part)
         if out.exists():
@@ -461,14 +484,15 @@ def main(argv: list[str] | None = None) -> None:
         print("Interrupted; no data set was written.", file=sys.stderr)
         sys.exit(130)
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
     print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
     if count < 1000:
-        print("Below about 1,000 images, D learns them by heart. --mirror doubles their number.")
-    powers = (8, 16, 32, 64, 128, 256, 512, 1024)
-    script = "dcgan.py" if args.image_size in powers else "vanilla_gan.py"
+        print("With fewer than about 1,000 images D memorizes them. --mirror doubles their number.")
+    script = "dcgan.py" if size & (size - 1) == 0 else "vanilla_gan.py"  # a power of two?
     print(f"Train on it: python {script} --data {shlex.quote(str(out))}")
 
 

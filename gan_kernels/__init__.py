@@ -49,11 +49,11 @@ def why_not(device: str | torch.device = "cpu") -> str | None:
 
 
 def _run_on(device: torch.device) -> bool:
-    """Whether the kernels run on the device. If not, a warning says why, the first time."""
+    """Whether the kernels run on the device. If not, a warning says why, but only once."""
     kind = device.type
     if kind not in _has_kernels:
         reason = why_not(kind)
-        if torch.compiler.is_compiling():  # which can trace neither a warning nor the dict's change
+        if torch.compiler.is_compiling():  # it can trace neither a warning nor a new entry
             return reason is None
         _has_kernels[kind] = reason is None
         if reason:
@@ -113,25 +113,24 @@ class RMSpropClip(RMSprop):
     Like lr, clip can be set for each group of parameters: {"params": ..., "clip": 0.02}. The other
     options and the state are those of RMSprop, so either continues from a checkpoint of the other.
 
-    ValueError for a clip that is no number from 0 on, and for the options that the kernel does not
-    compute, also if they come later, from add_param_group or load_state_dict: momentum,
-    weight_decay, centered, maximize, differentiable, and a learning rate on the GPU, for which the
-    CPU would have to wait. RuntimeError for sparse gradients.
+    ValueError for a clip that is not a number from 0 on, and for the options that the kernel does
+    not compute: momentum, weight_decay, centered, maximize, differentiable, and a learning rate on
+    the GPU, for which the CPU would have to wait. If they come later, from add_param_group or
+    load_state_dict, step() raises it. RuntimeError for sparse gradients.
     """
 
-    def __init__(self, params: Iterable, clip: float, **options) -> None:
+    def __init__(self, params: Iterable, *, clip: float, **options) -> None:
         super().__init__(params, **options)
-        self.defaults["clip"] = clip
-        self._add_clip()
+        self.defaults["clip"] = clip  # for groups that come later
+        for group in self.param_groups:
+            group.setdefault("clip", clip)
         self._check_options()
 
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._add_clip()  # for the checkpoint of a plain RMSprop
-
-    def _add_clip(self) -> None:
-        for group in self.param_groups:
-            group.setdefault("clip", self.defaults["clip"])
+    def load_state_dict(self, state_dict: dict) -> None:
+        clips = [group["clip"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, clip in zip(self.param_groups, clips, strict=True):
+            group.setdefault("clip", clip)  # a plain RMSprop has saved none
 
     def _check_options(self) -> None:
         for group in self.param_groups:
@@ -176,16 +175,16 @@ class RMSpropClip(RMSprop):
             grads.append(p.grad)
             square_avgs.append(state["square_avg"])
             steps.append(state["step"])
-        if steps:
-            torch._foreach_add_(steps, 1)
         lr = float(group["lr"])
         clip = group["clip"]
         rmsprop_clip_(params, grads, square_avgs, lr, group["alpha"], group["eps"], clip)
         clip_weights_(without_gradient, clip)
+        if steps:
+            torch._foreach_add_(steps, 1)
 
 
 def _is_transformed(x: Tensor) -> bool:
-    """Whether torch.func or forward-mode differentiation is at work. Our operators lack both."""
+    """Whether torch.func or forward-mode AD is at work, for which our operators have no rules."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(x):

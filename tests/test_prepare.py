@@ -180,19 +180,20 @@ def test_an_image_outside_or_one_folder_means_no_classes(folders: list[str]) -> 
 
 
 SPELLINGS = ["photos\\cats\\1.png", "photos/./dogs//2.png", "/photos/cats/x/../3.png"]
-SPELLINGS += ["C:\\photos\\dogs\\4.png", "../photos/cats/5.png", "photos\\cats\\1.png"]
+SPELLINGS += ["C:\\photos\\dogs\\4.png", "../photos/cats:/5.png", "photos\\cats\\1.png"]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_any_spelling_of_a_path_in_a_zip_means_the_same_folder() -> None:
+def test_any_spelling_of_a_path_in_a_zip_means_the_same_folder(capsys) -> None:
     with zipfile.ZipFile("photos.zip", "w") as archive:
         for i, spelling in enumerate(SPELLINGS):
             entry = zipfile.ZipInfo()
             entry.filename = spelling  # the constructor would change it
             archive.writestr(entry, encoded(colour=(i, 0, 255)))
     images, labels, classes = run("photos.zip")
-    assert (labels, classes) == ([0, 0, 0, 1, 1], ["cats", "dogs"])
+    assert (labels, classes) == ([0, 0, 1, 2, 2], ["cats", "cats:", "dogs"])
     assert images[:, 0, 0, 0].tolist() == [5, 2, 4, 1, 3]  # of two with one name the last counts
+    assert "Left out: 1 replaced by a later file of the same name" in capsys.readouterr().out
 
 
 def test_links_are_followed_and_nothing_is_passed_over_in_silence(monkeypatch, capsys) -> None:
@@ -271,10 +272,10 @@ def test_torchvisions_folder_of_a_standard_set_is_read_as_that_set(capsys) -> No
 
 
 def test_likely_mistakes_with_classes_are_pointed_out(capsys) -> None:
-    run(make_images(Path("photos"), ["train/cats", "Test/cats"], 1))
-    assert "python prepare.py photos/train\n" in capsys.readouterr().out
+    run(make_images(Path("my.photos/main"), ["train/cats", "Test/cats"], 1).parent)
+    assert "python prepare.py my.photos/main/train\n" in capsys.readouterr().out
     run(make_images(Path("more"), ["", "cats", "dogs"], 1))
-    assert "No classes: '0.png' is in no subfolder" in capsys.readouterr().out
+    assert "No classes: '0.png' is beside the subfolders" in capsys.readouterr().out
     run(zip_of(make_images(Path("other"), ["çats", "dogs"], 1)))
     assert "If names in classes.txt are garbled" in capsys.readouterr().out
 
@@ -321,6 +322,7 @@ READABLE = {
 UNREADABLE = {  # file and reason
     "another format.png": (encoded("gif"), "not png, jpeg, webp or bmp"),
     "cut.jpg": (encoded("jpeg")[:-40], "Truncated File Read"),
+    "damaged.png": (encoded()[:45] + bytes(20) + encoded()[65:], "broken data|checksum|CRC"),
     "html.webp": (b"<html>403 Forbidden</html>", "not png, jpeg, webp or bmp"),
     "too large.png": (encoded("png", "1", 0, side=8193), "more than 67,108,864 pixels"),
 }
@@ -342,7 +344,7 @@ def test_odd_images_are_read_and_others_left_out_and_named(packed: bool, capsys)
     for name, (_, reason) in UNREADABLE.items():
         assert re.search(f"Left out 'mice/{name}': .*{reason}", said.err)
     assert said.err.count("Left out") == len(UNREADABLE)
-    assert "Left out: 3 hidden, 1 of other types (.txt), 4 unreadable\n" in said.out
+    assert "Left out: 3 hidden, 1 of other types (.txt), 5 unreadable\n" in said.out
 
 
 def test_names_in_a_zip_lead_nowhere_and_bad_entries_are_left_out(capsys) -> None:
@@ -377,7 +379,7 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == said[3:]
     assert said[0] == "data/my photos.v1-32: 8 images, 3 x 32 x 32, no classes"
-    assert said[1].startswith("Below about 1,000 images, D learns them by heart")
+    assert said[1].startswith("With fewer than about 1,000 images D memorizes them")
     assert said[2] == "Train on it: python dcgan.py --data 'data/my photos.v1-32'"
 
 
@@ -385,9 +387,10 @@ def test_bad_input_is_refused_in_one_line(refused) -> None:
     write(".", {"empty/notes.txt": b"text", "empty/1.png": b"text", "text.zip": b"text"})
     write(".", {"a.tar.gz": b"text", "mnist/1.png": b"text"})
     assert "nothing does not exist, and is none of mnist" in refused("prepare.py", "nothing")
-    assert "text.zip is damaged or incomplete" in refused("prepare.py", "text.zip")
-    assert "no .zip. Unpack an archive" in refused("prepare.py", "a.tar.gz")
-    assert "./mnist is the folder" in refused("prepare.py", "mnist")
+    assert "text.zip cannot be opened as a .zip" in refused("prepare.py", "text.zip")
+    assert "nor a .zip. Unpack other archives" in refused("prepare.py", "a.tar.gz")
+    assert "./mnist means the folder" in refused("prepare.py", "mnist")
+    assert "--out must name" in refused("prepare.py", "empty", "--out", ".", "--force")
     assert "--background" in refused("prepare.py", "empty", "--background", "whit")
     for source in [Path("empty"), zip_of(Path("empty"))]:
         assert f"{source} holds no png" in refused("prepare.py", source, code=1)
@@ -411,6 +414,25 @@ def test_only_force_replaces_and_only_a_folder_of_arrays(refused) -> None:
     write("out", {"my notes": b"precious"})
     assert "--force" in refused("prepare.py", "others", "--force", "--out", "out")
     assert "--force" in refused("prepare.py", "others", "--force", "--out", "out/my notes")
+
+
+def test_what_a_killed_run_had_set_aside_is_put_back(monkeypatch) -> None:
+    before = run(make_images(Path("photos")))[0]
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == ".out.part":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(Path, "rename", interrupted)
+        call("prepare.py", make_images(Path("others"), [""]), "--force", "--out", "out")
+    assert np.array_equal(np.load("out/images.npy"), before)
+    Path("out").rename(".out.old")  # as kill -9 would leave it
+    with pytest.raises(SystemExit, match="2"):
+        call("prepare.py", "others", "--out", "out")
+    assert np.array_equal(np.load("out/images.npy"), before)
 
 
 def test_nothing_appears_when_the_disk_is_full() -> None:
