@@ -31,6 +31,9 @@ if not _library.was_built:
     raise ImportError(reason, name=__name__)
 
 _ops = _library.ops
+# Looked up once: just after an optimizer step, when caches hold weights, each lookup costs
+_clip_weights_ = None if _library.problem else _ops.clip_weights_.default
+_increment_version = torch._C._increment_version  # that of torch.autograd.graph
 _has_kernels: dict[str, bool] = {}  # kind of device: whether the kernels run there
 
 
@@ -71,12 +74,12 @@ def clip_weights_(params: Iterable[Tensor], c: float) -> None:
     params = list(params)
     if not params:
         return
-    if not _run_on(params[0].device):
+    if not (_has_kernels.get(params[0].device.type) or _run_on(params[0].device)):
         _formula.clip_weights_(params, c)
         return
-    _ops.clip_weights_.default(params, c)
+    _clip_weights_(params, c)
     # Our operators are invisible to autograd, so we tell it that these tensors have changed
-    torch.autograd.graph.increment_version(params)
+    _increment_version(params)
 
 
 def rmsprop_clip_(
