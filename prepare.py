@@ -491,7 +491,8 @@ def main(argv: list[str] | None = None) -> None:
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
     print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
     if count < 1000:
-        print("With fewer than about 1,000 images D memorizes them. --mirror doubles their number.")
+        hint = "" if args.mirror else " --mirror doubles their number."
+        print(f"With fewer than about 1,000 images D memorizes them.{hint}")
     script = "dcgan.py" if size & (size - 1) == 0 else "vanilla_gan.py"  # a power of two?
     print(f"Train on it: python {script} --data {shlex.quote(str(out))}")
 
