@@ -18,7 +18,7 @@ log D(G(z|y)) in place of -L_S, as in cgan.py.
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
 newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
-On two CPU cores --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits after a minute.
+--data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits in a minute on two CPU cores.
 
 Differs from the paper: all but D's input and output is as in cgan.py.
 """
@@ -241,15 +241,15 @@ def labels_to_generate(args: Namespace) -> list[int]:
 # numbers each time, because PyTorch passes the current seed to the graph.
 
 SAVE_EVERY = 60  # seconds between checkpoints
-WARMUP_STEPS = 3  # before recording: cuDNN picks algorithms, optimizers make their state
-# torchrun sets these in each of its processes
+WARMUP_STEPS = 3  # before recording: cuDNN picks algorithms, optimizers make state
+# torchrun sets these in each process
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # the number of this process's GPU
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Digits of random position, size, stroke and rotation, the same on every call."""
+    """Digits of random position, size, stroke and angle, always the same."""
     rng = np.random.default_rng(0)
     smallest = size * 5 // 8
     fonts = [ImageFont.load_default(points) for points in range(smallest, size)]
@@ -268,7 +268,7 @@ def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def load_data(name: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Images uint8 (N, C, S, S), labels int64 (N,), names of the classes ([] if there are none)."""
+    """Images uint8 (N, C, S, S), labels int64 (N,), class names ([] if there are none)."""
     if name == "digits":
         images, labels = digits()
         return images, labels, list("0123456789")
@@ -304,7 +304,7 @@ def to_picture(images: Tensor, columns: int = 1) -> Image.Image:
 
 
 def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
-    """8 columns and 8 rows, or a row for each class (at most 16). The noise is always the same."""
+    """8 columns and 8 rows, or a row for each class (at most 16). The noise stays the same."""
     rows = 8
     if CONDITIONAL:
         rows = min(len(args.classes), 16)
@@ -315,7 +315,7 @@ def draw_samples(generator: nn.Module, args: Namespace) -> Image.Image:
 
 
 def generate(args: Namespace, checkpoint: dict) -> None:
-    """Writes --generate images to OUT/generated, the same on every call."""
+    """Writes --generate images to OUT/generated, always the same."""
     networks, _ = make_networks(args, checkpoint)
     labels = labels_to_generate(args)
     for i in tqdm(range(args.generate)):
@@ -328,6 +328,7 @@ def generate(args: Namespace, checkpoint: dict) -> None:
         z = torch.randn(1, args.latent_dim).to(args.device)
         image = sample(networks["generator_ema"], args, z, torch.tensor([label]).to(args.device))
         to_picture(image).save(folder / f"{i:06d}.png")
+    print(f"{args.generate} images in {args.out}/generated")
 
 
 def average_gradients(optimizer: optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
@@ -366,7 +367,7 @@ def make_networks(args: Namespace, checkpoint: dict) -> tuple[nn.ModuleDict, lis
 
 
 def float_tensors(network: nn.Module) -> list[Tensor]:
-    """The network's own weights and BatchNorm statistics, not copies."""
+    """Its weights and BatchNorm statistics, not copies."""
     return [x for x in network.state_dict().values() if x.is_floating_point()]
 
 
@@ -375,7 +376,7 @@ def set_seed(*numbers: int) -> None:
 
 
 def record(run_step: Callable[[], dict]) -> Callable[[], dict]:
-    """Records the kernels of a step, without running them. Returns a function that runs them."""
+    """Records the kernels of a step without running them. Returns a function that does."""
     graph = torch.cuda.CUDAGraph()
     # The default stream cannot be recorded; main() has selected another
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -389,7 +390,7 @@ def record(run_step: Callable[[], dict]) -> Callable[[], dict]:
 
 
 def make_run(args: Namespace) -> Path:
-    """The folder for a new run: --out, or the first unused one of runs/NAME-1, ..."""
+    """The folder for a new run: --out, or the first unused of runs/NAME-1, ..."""
     if args.out:
         run = Path(args.out)
         # Killed before its first checkpoint: start over
@@ -421,11 +422,11 @@ def save_checkpoint(run: Path, networks: nn.ModuleDict, optimizers: list, progre
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     part = run / "checkpoint.part"
     torch.save(state | progress, part)
-    part.replace(run / "checkpoint.pt")  # atomic: a kill leaves the old or the new one
+    part.replace(run / "checkpoint.pt")  # atomic: a kill leaves the old or the new
 
 
 def train(args: Namespace, checkpoint: dict) -> None:
-    """Trains until --epochs or --steps, and writes metrics, pictures and checkpoints."""
+    """Trains, and writes metrics, pictures and checkpoints."""
     images, labels, args.classes = load_data(args.data)
     _, args.channels, args.image_size, _ = images.shape
     step_size = images_per_step(args)  # over all processes
@@ -448,10 +449,10 @@ def train(args: Namespace, checkpoint: dict) -> None:
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    # parse_args() has set one limit or both
+    # parse_args() sets one limit or both
     last_step = min((args.epochs or math.inf) * steps_per_epoch, args.steps or math.inf)
     csv_text = checkpoint.get("metrics", "")
-    # Metrics not yet in a row, which may span a restart
+    # Metrics not yet in a row; it may span a restart
     unlogged = [x.to(args.device) for x in checkpoint.get("unlogged", [])]
     averages = float_tensors(networks["generator_ema"])
     weights = float_tensors(networks["generator"])
@@ -464,7 +465,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
         run = Path(args.out)
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
-        print(f"{run}: {len(images):,} images, steps {first_step} to {last_step} on {args.device}")
+        print(f"{run}: {len(images):,} images, {steps_per_epoch} steps an epoch")
+        print(f"Steps {first_step} to {last_step} on {args.device}")
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
@@ -481,7 +483,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         set_seed(args.seed, step, RANK)
         metrics = run_step()
         decay = min(args.ema, (1 + step) / (20 + step))  # warm-up: 0.05 at step 0
-        # average = decay * average + (1 - decay) * weight, for all in one launch
+        # average = decay * average + (1 - decay) * weight, in one launch
         torch._foreach_lerp_(averages, weights, 1 - decay)
         if RANK > 0:
             continue

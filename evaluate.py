@@ -333,11 +333,12 @@ def compute_scores(runs: list[Run], train: Part, held_out: Part, count: int) -> 
             name = str(run.folder) if trained else f"untrained {run.script.__name__}"
             labels = run.labels(count) if run.script.CONDITIONAL else None
             sets[name] = (draw_32(run, count, trained), labels)
-    judge = Judge(train, len(runs[0].args.classes), runs[0].args.device)
+    classes = len(runs[0].args.classes)
+    judge = Judge(train, classes, runs[0].args.device) if classes else None
     train_images = to_32(train.images)
     rows = {}
     for name, (images, labels) in sets.items():
-        rows[name] = judge(images, labels)
+        rows[name] = judge(images, labels) if judge else {"images": len(images)}
         rows[name]["memorised"] = memorised(images, train_images, runs[0].args.device)
     return rows
 
@@ -345,10 +346,11 @@ def compute_scores(runs: list[Run], train: Part, held_out: Part, count: int) -> 
 def print_table(rows: dict[str, dict]) -> None:
     """Prints a line for each row, with its figures under their names."""
     width = max(len(name) for name in rows)
-    print(" " * width, *COLUMNS, sep="   ")
+    columns = {c: text for c, text in COLUMNS.items() if any(c in row for row in rows.values())}
+    print(" " * width, *columns, sep="   ")
     for name, row in rows.items():
         line = name.ljust(width)
-        for column, number_format in COLUMNS.items():
+        for column, number_format in columns.items():
             text = f"{row[column]:{number_format}}" if column in row else "-"
             line += "   " + text.rjust(len(column))
         print(line)
@@ -364,13 +366,13 @@ def score(options: Namespace) -> None:
             sys.exit(
                 f"{run.folder} and {runs[0].folder} have different data. Score them separately."
             )
-    if not runs[0].args.classes:
-        sys.exit(f"score needs images with classes, and {data} has none.")
     train, held_out, held_out_text = split_data(runs[0])
     if len(train.images) < 10 or len(held_out.images) < 2:
         sys.exit(f"score needs at least a dozen images, and {data} has too few.")
     print(f"data        {data}, {len(train.images):,} training images")
     print(f"held-out    {held_out_text}")
+    if not runs[0].args.classes:
+        print("no classes  only copies can be counted; neighbours and preview.png show the rest")
     print_table(compute_scores(runs, train, held_out, options.samples))
 
 

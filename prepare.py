@@ -10,7 +10,8 @@
     python prepare.py photos --mirror              adds each image's mirror image
 
 images.npy is uint8 (N, C, S, S). Where there are classes, labels.npy is int64 (N,) and classes.txt
-has one name per line. The standard sets also have test_images.npy and test_labels.npy.
+has one name per line. The standard sets also have test_images.npy and test_labels.npy. preview.png
+shows some of the images.
 
 Your own images may be png, jpeg, webp or bmp. They are cropped to the central square, in RGB unless
 all are grey. If every image is in a subfolder, the first-level subfolders are the classes. Every
@@ -20,6 +21,7 @@ file that is left out is counted, with the reason.
 import gzip
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
@@ -45,8 +47,11 @@ from tqdm import tqdm
 LARGEST = 2**28  # bytes of a file, unpacked, or of an image, decoded: larger ones are left out
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 OUTPUTS = {"images.npy", "labels.npy", "classes.txt", "test_images.npy", "test_labels.npy"}
+OUTPUTS |= {"preview.png"}
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what macOS and Windows leave in any folder
 TORCHVISION = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}  # folder: set
+STEPS = 3000  # of training on a small set
+ENOUGH = 25_000  # images for the scripts' default options
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 TURNS = {  # what each EXIF orientation asks for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -397,6 +402,38 @@ def add_mirrored(folder: Path) -> None:
         np.save(folder / "labels.npy", np.tile(np.load(folder / "labels.npy"), 2))
 
 
+def save_preview(folder: Path) -> None:
+    """preview.png: up to 64 training images, evenly spread, as they were prepared."""
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    count, channels, size, _ = images.shape
+    columns = 8 if size <= 256 else 4
+    chosen = images[np.linspace(0, count - 1, columns**2).astype(int)]
+    sheet = chosen.reshape(columns, columns, channels, size, size)  # row, column, C, y, x
+    sheet = sheet.transpose(0, 3, 1, 4, 2).reshape(columns * size, columns * size, channels)
+    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(folder / "preview.png")
+
+
+def training_command(out: Path, count: int, size: int) -> str:
+    """The command that trains on a folder, with an estimate of what it takes.
+
+    The defaults, 25 epochs of batches of 128, are for large sets. A small set gets smaller batches,
+    and as many steps as dcgan.py needed for real photos (docs/usage.md).
+    """
+    if size & (size - 1):  # no power of two
+        return f"python vanilla_gan.py --data {shlex.quote(str(out))}"
+    command = f"python dcgan.py --data {shlex.quote(str(out))}"
+    images = 25 * count  # that the run takes in all
+    if count < ENOUGH:
+        batch_size = next((size for size in (64, 32, 16) if count >= 16 * size), 16)
+        while batch_size > count:
+            batch_size //= 2
+        command += f" --batch-size {batch_size} --steps {STEPS}"
+        images = batch_size * STEPS
+    # Measured at 32x32 on two cores of a Xeon; the cost of an image grows with its pixels
+    minutes = math.ceil(images * 0.0023 * (size / 32) ** 2 / 60)
+    return f"{command}\nThat takes about {minutes:,} minutes on two CPU cores; a GPU is far faster."
+
+
 def torchvision_set(folder: Path) -> str | None:
     """The name of the standard set if this is torchvision's folder of its files, MNIST/raw."""
     folder = folder.absolute()
@@ -445,6 +482,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.source in SETS:
         name = standard_set = args.source
         files = args.downloads / name
+        if any(
+            (args.downloads / f"{file}{end}").exists() for file in SETS[name] for end in ("", ".gz")
+        ):
+            files = args.downloads  # the folder itself was named
         if source.is_dir() and find_images(source)[0]:
             parser.error(f"{name} is a standard set, and a folder here: ./{name} means the folder")
     else:
@@ -477,6 +518,7 @@ def main(argv: list[str] | None = None) -> None:
             details = write_own_images(source, size, args.background, part)
         if args.mirror:
             add_mirrored(part)
+        save_preview(part)
         if out.exists():
             out.rename(old)
         part.rename(out)
@@ -490,11 +532,11 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(old, ignore_errors=True)
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
     print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
+    print(f"{out / 'preview.png'} shows some of them.")
     if count < 1000:
         hint = "" if args.mirror else " --mirror doubles their number."
         print(f"With fewer than about 1,000 images D memorizes them.{hint}")
-    script = "dcgan.py" if size & (size - 1) == 0 else "vanilla_gan.py"  # a power of two?
-    print(f"Train on it: python {script} --data {shlex.quote(str(out))}")
+    print(f"Train on it: {training_command(out, count, size)}")
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def test_the_plain_command_trains_on_the_built_in_digits() -> None:
     process = start(run_file, ROOT / "dcgan.py", *TINY, "--width", 2)
     process.join(100)
     assert process.exitcode == 0, Path("out.txt").read_text()
-    assert "20,000 images" in Path("out.txt").read_text()
+    assert "20,000 images, 5000 steps an epoch\nSteps 0 to " in Path("out.txt").read_text()
     assert Path("runs/dcgan-1/checkpoint.pt").exists()
 
 

@@ -116,7 +116,8 @@ def pages(monkeypatch) -> dict[str, bytes]:
 def test_mnist_files_in_place_are_used_as_they_are(name: str, zipped: bool, capsys) -> None:
     files = gzipped(mnist_files()) if zipped else mnist_files()
     write(f"else/{name}", files)
-    images, labels, classes = run(name, "--downloads", "else", size=32)
+    downloads = "else" if zipped else f"else/{name}"  # the folder itself may be named, too
+    images, labels, classes = run(name, "--downloads", downloads, size=32)
     black_border = np.pad(DIGITS, [(0, 0), (2, 2), (2, 2)])
     assert np.array_equal(images[:, 0], black_border[:12])
     assert np.array_equal(np.load("out/test_images.npy")[:, 0], black_border[12:])
@@ -377,10 +378,37 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
     call("prepare.py", photos)
     call("prepare.py", zip_of(photos), "--force")
     said = capsys.readouterr().out.splitlines()
-    assert said[:3] == said[3:]
+    assert said[:5] == said[5:]
     assert said[0] == "data/my photos.v1-32: 8 images, 3 x 32 x 32, no classes"
-    assert said[1].startswith("With fewer than about 1,000 images D memorizes them")
-    assert said[2] == "Train on it: python dcgan.py --data 'data/my photos.v1-32'"
+    assert said[1] == f"{Path('data/my photos.v1-32/preview.png')} shows some of them."
+    assert said[2].startswith("With fewer than about 1,000 images D memorizes them")
+    command = "python dcgan.py --data 'data/my photos.v1-32' --batch-size 8 --steps 3000"
+    assert said[3] == f"Train on it: {command}"
+    assert said[4].startswith("That takes about 1 minutes")
+    sheet = Image.open("data/my photos.v1-32/preview.png")
+    assert (sheet.size, sheet.getpixel((255, 255))) == ((256, 256), RED)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (60, 64, "python dcgan.py --data out --batch-size 16 --steps 3000\nThat takes about 8 min"),
+        (
+            600,
+            32,
+            "python dcgan.py --data out --batch-size 32 --steps 3000\nThat takes about 4 min",
+        ),
+        (
+            5000,
+            32,
+            "python dcgan.py --data out --batch-size 64 --steps 3000\nThat takes about 8 min",
+        ),
+        (60_000, 32, "python dcgan.py --data out\nThat takes about 58 minutes on two CPU cores"),
+        (600, 28, "python vanilla_gan.py --data out"),
+    ],
+)
+def test_the_command_fits_the_number_of_images(count: int, size: int, expected: str) -> None:
+    assert prepare.training_command(Path("out"), count, size).startswith(expected)
 
 
 def test_bad_input_is_refused_in_one_line(refused) -> None:
@@ -410,7 +438,7 @@ def test_only_force_replaces_and_only_a_folder_of_arrays(refused) -> None:
     make_images(Path("others"), [""], 3)
     write("out", {".DS_Store": b""})
     call("prepare.py", "others", "--force", "--out", "out")
-    assert names_in("out") == ["images.npy"]
+    assert names_in("out") == ["images.npy", "preview.png"]
     write("out", {"my notes": b"precious"})
     assert "--force" in refused("prepare.py", "others", "--force", "--out", "out")
     assert "--force" in refused("prepare.py", "others", "--force", "--out", "out/my notes")

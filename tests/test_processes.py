@@ -134,7 +134,7 @@ def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
         assert torchrun.wait(120) == 0, Path("out.txt").read_text()
     finally:
         torchrun.kill()
-    first, second = re.findall(r"steps (\d+) to 60", Path("out.txt").read_text())
+    first, second = re.findall(r"Steps (\d+) to 60", Path("out.txt").read_text())
     assert int(second) > int(first) == 0
     assert [row["step"] for row in rows(Path("run"))] == [str(step) for step in range(2, 61, 2)]
     assert read("run")["step"] == 60

@@ -386,7 +386,7 @@ def generated(run: Path) -> dict[str, bytes]:
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in home.rglob("*.png")}
 
 
-def test_generated_images_are_the_same_whatever_their_number(whole) -> None:
+def test_generated_images_are_the_same_whatever_their_number(whole, capsys) -> None:
     """The options of the networks need not be typed again."""
     seen = []
     for count in (5, 2, 102, 5):
@@ -394,6 +394,7 @@ def test_generated_images_are_the_same_whatever_their_number(whole) -> None:
         call("dcgan.py", "--generate", count, "--out", run, "--no-cuda")
         seen.append(generated(run))
         assert len(seen[-1]) == count
+        assert capsys.readouterr().out.endswith(f"{count} images in {run}/generated\n")
     assert seen[1].items() <= seen[0].items() <= seen[2].items()
     assert seen[0] == seen[3]
     assert len(set(seen[2].values())) > 90
