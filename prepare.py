@@ -99,9 +99,10 @@ CLASSES = {
 
 
 def fetch(name: str, file: str, folder: Path) -> Path:
-    """The path of a file in folder, gzipped or not. If it is not there, downloads it."""
+    """The path of a file in folder or above it, gzipped or not. Downloads it if it is not there."""
     gzipped = folder / f"{file}.gz"
-    for path in (folder / file, gzipped):
+    above = folder.parent  # if --downloads names the folder itself
+    for path in (folder / file, gzipped, above / file, above / f"{file}.gz"):
         if path.is_file():
             return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,9 +368,7 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
         grey = all(np.ptp(image, axis=0).max() <= 3 for image in pixels)
         np.save(out / "images.npy", pixels[:, 1:2] if grey else pixels)
     if transparent:
-        print(
-            f"{transparent} transparent images now have a {background} background (--background)."
-        )
+        print(f"{transparent} transparent images have a {background} background (--background).")
     names, around = class_names(readable)
     if not names:
         return "no classes"
@@ -482,10 +481,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.source in SETS:
         name = standard_set = args.source
         files = args.downloads / name
-        if any(
-            (args.downloads / f"{file}{end}").exists() for file in SETS[name] for end in ("", ".gz")
-        ):
-            files = args.downloads  # the folder itself was named
         if source.is_dir() and find_images(source)[0]:
             parser.error(f"{name} is a standard set, and a folder here: ./{name} means the folder")
     else:

@@ -222,7 +222,7 @@ def test_links_are_followed_and_nothing_is_passed_over_in_silence(monkeypatch, c
 def test_transparent_images_lie_on_white_or_another_colour(capsys) -> None:
     write("photos", {"1.png": encoded(mode="RGBA", colour=(9, 0, 0, 0)), "2.png": encoded()})
     assert run("photos")[0][:, :, 0, 0].tolist() == [[255] * 3, [*RED]]
-    assert "1 transparent images now have a white background" in capsys.readouterr().out
+    assert "1 transparent images have a white background" in capsys.readouterr().out
     assert run("photos", "--background", "blue")[0][0, :, 0, 0].tolist() == [0, 0, 255]
 
 
