@@ -1,0 +1,54 @@
+"""The commands in README.md and docs/: their programs, options and data exist."""
+
+import itertools
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAM = r"(?:benchmarks/)?\w+\.py"
+
+
+@cache
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command that stands on a line of its own, or as `code` with options."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    start = r"(?m)(?:^(?: {4})?|&& )(?:\S*python|torchrun .*?)"
+    lines = re.findall(rf"{start} ({PROGRAM}[^&`\n]*)", text)
+    lines += re.findall(rf"`(?:python )?({PROGRAM} [^`]*)`", text.replace("\n", " "))
+    # A comment follows a #, a description two spaces or more
+    return [shlex.split(re.split(r"  +| #", line)[0]) for line in lines]
+
+
+def test_commands_are_found() -> None:
+    assert ["dcgan.py", "--epochs", "25"] in commands(PAGES[0])
+    assert sum(len(commands(page)) for page in PAGES) > 80
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_programs_and_options_of_the_commands_exist(page: Path) -> None:
+    for program, *words in commands(page):
+        source = (ROOT / program).read_text("utf-8")
+        options = set(re.findall(r'"(--[\w-]+)"', source))
+        options |= {option.replace("--", "--no-", 1) for option in options} | {"--help"}
+        typed = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert typed <= options, (program, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_data_of_the_commands_are_made_by_a_command_on_the_page_or_in_the_readme(page) -> None:
+    made = {"data/mine", "digits"}  # docs/usage.md writes the first with numpy
+    for program, *words in [*commands(page), *commands(PAGES[0])]:
+        if program == "prepare.py" and words:
+            options = dict(itertools.pairwise(words))
+            size = options.get("--image-size", 32)
+            made.add(
+                options.get("--out", f"data/{Path(words[0]).name.removesuffix('.zip')}-{size}")
+            )
+    for program, *words in commands(page):
+        data = dict(itertools.pairwise(words)).get("--data", "digits")
+        assert data in made or program in ("evaluate.py", "benchmarks/speedrun.py"), (program, data)
