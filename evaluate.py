@@ -374,6 +374,8 @@ def score(options: Namespace) -> None:
     if not runs[0].args.classes:
         print("no classes  only copies can be counted; neighbours and preview.png show the rest")
     print_table(compute_scores(runs, train, held_out, options.samples))
+    if data == "digits":
+        print("Many built-in digits are nearly alike: real ones look memorised, too.")
 
 
 def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
