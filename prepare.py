@@ -222,7 +222,7 @@ def find_images(root: Path | zipfile.ZipFile) -> tuple[dict[str, Callable], Coun
     else:
         for path in list_folder(root):
             if isinstance(path, OSError):
-                left_out["folders not readable"] += 1
+                left_out["folder{s} not readable"] += 1
             else:
                 files[path.relative_to(root).as_posix()] = partial(path.open, "rb")
     images = {}
@@ -234,7 +234,9 @@ def find_images(root: Path | zipfile.ZipFile) -> tuple[dict[str, Callable], Coun
         elif any(part.startswith((".", "__MACOSX")) for part in path.parts):
             left_out["hidden"] += 1
         elif isinstance(root, Path) and not (root / name).is_file():
-            left_out["not regular files"] += 1  # a link to nowhere, or a pipe, which would block
+            left_out["dead link{s} or pipe{s}"] += 1  # reading a pipe would block
+        elif path.name == "preview.png" and str(path.with_name("images.npy")) in files:
+            left_out["preview{s} of prepared images"] += 1
         else:
             images[name] = open_file
     if other_types:
@@ -264,6 +266,8 @@ def read_image(open_file: Callable[[], BinaryIO], size: int, background: str, bi
     try:
         with open_file() as file:
             data = file.read(LARGEST)
+        if not data:
+            return Picture(problem="it is empty")
         if len(data) == LARGEST:
             return Picture(problem=f"it has more than {LARGEST >> 20} MiB")
         image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"])
@@ -279,7 +283,10 @@ def read_image(open_file: Callable[[], BinaryIO], size: int, background: str, bi
         if image.mode.startswith("I"):  # 16 bits, of which the upper 8 that hold data remain
             values = np.asarray(image)
             highest = int(values.max())
+            clear = image.info.get("transparency")  # the value of transparent pixels
             image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
+            if clear is not None:
+                image.putalpha(Image.fromarray((values != clear).astype(np.uint8) * 255))
         transparent = False
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -294,7 +301,8 @@ def read_image(open_file: Callable[[], BinaryIO], size: int, background: str, bi
     except UnidentifiedImageError:
         return Picture(problem="its content is not png, jpeg, webp or bmp")
     except Exception as error:  # Pillow can raise almost any exception on a damaged file
-        return Picture(problem=str(error) or type(error).__name__)
+        text = str(error) or type(error).__name__
+        return Picture(problem="it is encrypted" if "is encrypted" in text else text)
 
 
 def read_images(files: Iterable, size: int, background: str, bits: int = 16) -> Iterator[Picture]:
@@ -306,9 +314,15 @@ def read_images(files: Iterable, size: int, background: str, bits: int = 16) -> 
             yield from pool.map(read, files[start : start + 256])
 
 
+def plural(count: int, text: str) -> str:
+    """3 images for 3 and image{s}."""
+    return f"{count:,} {text}".replace("{s}", "" if count == 1 else "s")
+
+
 def split_path(name: str) -> list[str]:
     # A .zip made on Windows may have been unpacked with backslashes in the names
-    return name.replace("\\", "/").replace("\n", " ").split("/")
+    # In classes.txt a name is a line
+    return name.replace("\\", "/").replace("\n", "\\n").split("/")
 
 
 def class_names(names: list[str]) -> tuple[list[str], str]:
@@ -350,7 +364,7 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
                 highest[len(readable)] = picture.highest
             readable.append(name)
             transparent += picture.transparent
-        reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
+        reasons = [plural(count, reason) for reason, count in left_out.items() if count]
         if reasons:
             print("Left out:", ", ".join(reasons))
         if not readable:
@@ -368,7 +382,7 @@ def write_own_images(source: Path, size: int, background: str, out: Path) -> str
         grey = all(np.ptp(image, axis=0).max() <= 3 for image in pixels)
         np.save(out / "images.npy", pixels[:, 1:2] if grey else pixels)
     if transparent:
-        print(f"{transparent} transparent images have a {background} background (--background).")
+        print(f"Transparent images ({transparent}) have a {background} background (--background).")
     names, around = class_names(readable)
     if not names:
         return "no classes"
@@ -418,19 +432,21 @@ def training_command(out: Path, count: int, size: int) -> str:
     The defaults, 25 epochs of batches of 128, are for large sets. A small set gets smaller batches,
     and as many steps as dcgan.py needed for real photos (docs/usage.md).
     """
-    if size & (size - 1):  # no power of two
-        return f"python vanilla_gan.py --data {shlex.quote(str(out))}"
-    command = f"python dcgan.py --data {shlex.quote(str(out))}"
+    options = f"--data {shlex.quote(str(out))}"
     images = 25 * count  # that the run takes in all
     if count < ENOUGH:
-        batch_size = next((size for size in (64, 32, 16) if count >= 16 * size), 16)
+        batch_size = next((batch for batch in (64, 32, 16) if count >= 16 * batch), 16)
         while batch_size > count:
             batch_size //= 2
-        command += f" --batch-size {batch_size} --steps {STEPS}"
+        options += f" --batch-size {batch_size} --steps {STEPS}"
         images = batch_size * STEPS
-    # Measured at 32x32 on two cores of a Xeon; the cost of an image grows with its pixels
-    minutes = math.ceil(images * 0.0023 * (size / 32) ** 2 / 60)
-    return f"{command}\nThat takes about {minutes:,} minutes on two CPU cores; a GPU is far faster."
+    layers = math.log2(size) - 2
+    if not layers.is_integer():
+        return f"python vanilla_gan.py {options}\nThe other scripts take powers of two, not {size}."
+    # Measured at 32x32 on two cores of a Xeon. Each layer costs as much as pixels in the image
+    minutes = math.ceil(images * 0.0023 * (size / 32) ** 2 * layers / 3 / 60)
+    takes = plural(minutes, "minute{s} on two CPU cores; a GPU is far faster.")
+    return f"python dcgan.py {options}\nThat takes about {takes}"
 
 
 def torchvision_set(folder: Path) -> str | None:
@@ -456,6 +472,8 @@ def what_is_wrong(source: Path) -> str | None:
     try:
         zipfile.ZipFile(source).close()
     except zipfile.BadZipFile:
+        if source.name.lower().endswith(IMAGE_TYPES):
+            return f"{source} is a single image. Name the folder that it is in"
         if source.suffix.lower() == ".zip":
             return f"{source} cannot be opened as a .zip. It may be damaged or incomplete"
         return f"{source} is neither a folder nor a .zip. Unpack other archives first"
@@ -476,6 +494,8 @@ def main(argv: list[str] | None = None) -> None:
     Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is LARGEST
     source = Path(args.source)
     size = args.image_size
+    if not args.source:
+        parser.error("the source is empty: name a folder or a .zip")
     if not 8 <= size <= 1024:
         parser.error(f"--image-size must be from 8 to 1024, not {size}")
     if args.source in SETS:
@@ -499,10 +519,15 @@ def main(argv: list[str] | None = None) -> None:
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists():  # killed between the two renames below
         old.rename(out)
+    if out.is_file():
+        parser.error(f"{out} is a file, not a folder")
     if out.exists():
-        others = {file.name for file in out.glob("*")} - OUTPUTS - LITTER
-        if others or not args.force or not out.is_dir():
-            parser.error(f"{out} exists; --force replaces it if it holds nothing but such arrays")
+        found = {file.name for file in out.iterdir()} - LITTER
+        if found - OUTPUTS:
+            other = min(found - OUTPUTS)
+            parser.error(f"{out} holds {other!r}, which is not prepare.py's: --force will not help")
+        if found and not args.force:
+            parser.error(f"{out} exists. --force replaces it")
     try:
         shutil.rmtree(part, ignore_errors=True)  # a killed run may have left them
         shutil.rmtree(old, ignore_errors=True)
@@ -526,7 +551,7 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     count, *shape = np.load(out / "images.npy", mmap_mode="r").shape
-    print(f"{out}: {count:,} images, {' x '.join(map(str, shape))}, {details}")
+    print(f"{out}: {plural(count, 'image{s}')}, {' x '.join(map(str, shape))}, {details}")
     print(f"{out / 'preview.png'} shows some of them.")
     if count < 1000:
         hint = "" if args.mirror else " --mirror doubles their number."

@@ -205,7 +205,17 @@ def test_links_are_followed_and_nothing_is_passed_over_in_silence(monkeypatch, c
     Path("photos/more/again").symlink_to(Path("photos").resolve(), target_is_directory=True)
     Path("photos/more/itself.png").symlink_to("itself.png")
     os.mkfifo("photos/more/pipe.png")
-    write("photos", {"a.gif": b"", "b.GIF": b"", "notes.txt": b"", "cats/.0.png": b""})
+    write(
+        "photos",
+        {
+            "images.npy": b"",
+            "preview.png": encoded(),
+            "a.gif": b"",
+            "b.GIF": b"",
+            "notes.txt": b"",
+            "cats/.0.png": b"",
+        },
+    )
     list_files = Path.iterdir
 
     def iterdir(folder: Path) -> Iterator[Path]:
@@ -215,14 +225,17 @@ def test_links_are_followed_and_nothing_is_passed_over_in_silence(monkeypatch, c
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert run("photos")[1:] == ([0] * 8 + [1] * 8, ["cats", "?"])
-    expected = "1 folders not readable, 1 hidden, 2 not regular files, 3 of other types"
-    assert f"Left out: {expected} (.gif, .GIF, .txt)" in capsys.readouterr().out
+    expected = (
+        "1 folder not readable, 1 hidden, 2 dead links or pipes, 1 preview of prepared images"
+    )
+    expected += ", 4 of other types"
+    assert f"Left out: {expected} (.gif, .GIF, .npy)" in capsys.readouterr().out
 
 
 def test_transparent_images_lie_on_white_or_another_colour(capsys) -> None:
     write("photos", {"1.png": encoded(mode="RGBA", colour=(9, 0, 0, 0)), "2.png": encoded()})
     assert run("photos")[0][:, :, 0, 0].tolist() == [[255] * 3, [*RED]]
-    assert "1 transparent images have a white background" in capsys.readouterr().out
+    assert "Transparent images (1) have a white background" in capsys.readouterr().out
     assert run("photos", "--background", "blue")[0][0, :, 0, 0].tolist() == [0, 0, 255]
 
 
@@ -286,7 +299,7 @@ def test_an_encrypted_zip_is_named_as_such(capsys, refused) -> None:
     data = photos.read_bytes().replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1")
     photos.write_bytes(data)
     refused("prepare.py", photos, code=1)
-    assert "is encrypted" in capsys.readouterr().err
+    assert "'cats/0.png': it is encrypted." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", GREYS)
@@ -384,7 +397,7 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
     assert said[2].startswith("With fewer than about 1,000 images D memorizes them")
     command = "python dcgan.py --data 'data/my photos.v1-32' --batch-size 8 --steps 3000"
     assert said[3] == f"Train on it: {command}"
-    assert said[4].startswith("That takes about 1 minutes")
+    assert said[4].startswith("That takes about 1 minute on")
     sheet = Image.open("data/my photos.v1-32/preview.png")
     assert (sheet.size, sheet.getpixel((255, 255))) == ((256, 256), RED)
 
@@ -392,7 +405,11 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
 @pytest.mark.parametrize(
     ("count", "size", "expected"),
     [
-        (60, 64, "python dcgan.py --data out --batch-size 16 --steps 3000\nThat takes about 8 min"),
+        (
+            60,
+            64,
+            "python dcgan.py --data out --batch-size 16 --steps 3000\nThat takes about 10 min",
+        ),
         (
             600,
             32,
@@ -404,7 +421,11 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
             "python dcgan.py --data out --batch-size 64 --steps 3000\nThat takes about 8 min",
         ),
         (60_000, 32, "python dcgan.py --data out\nThat takes about 58 minutes on two CPU cores"),
-        (600, 28, "python vanilla_gan.py --data out"),
+        (
+            600,
+            28,
+            "python vanilla_gan.py --data out --batch-size 32 --steps 3000\nThe other scripts",
+        ),
     ],
 )
 def test_the_command_fits_the_number_of_images(count: int, size: int, expected: str) -> None:
@@ -413,7 +434,10 @@ def test_the_command_fits_the_number_of_images(count: int, size: int, expected: 
 
 def test_bad_input_is_refused_in_one_line(refused) -> None:
     write(".", {"empty/notes.txt": b"text", "empty/1.png": b"text", "text.zip": b"text"})
-    write(".", {"a.tar.gz": b"text", "mnist/1.png": b"text"})
+    write(".", {"a.tar.gz": b"text", "mnist/1.png": b"text", "one.png": b""})
+    assert "the source is empty" in refused("prepare.py", "")
+    assert "one.png is a single image" in refused("prepare.py", "one.png")
+    assert "is a file" in refused("prepare.py", "empty", "--out", "one.png", "--force")
     assert "nothing does not exist, and is none of mnist" in refused("prepare.py", "nothing")
     assert "text.zip cannot be opened as a .zip" in refused("prepare.py", "text.zip")
     assert "nor a .zip. Unpack other archives" in refused("prepare.py", "a.tar.gz")
@@ -441,7 +465,7 @@ def test_only_force_replaces_and_only_a_folder_of_arrays(refused) -> None:
     assert names_in("out") == ["images.npy", "preview.png"]
     write("out", {"my notes": b"precious"})
     assert "--force" in refused("prepare.py", "others", "--force", "--out", "out")
-    assert "--force" in refused("prepare.py", "others", "--force", "--out", "out/my notes")
+    assert "is a file" in refused("prepare.py", "others", "--force", "--out", "out/my notes")
 
 
 def test_what_a_killed_run_had_set_aside_is_put_back(monkeypatch) -> None:
