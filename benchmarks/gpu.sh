@@ -7,9 +7,9 @@
 #                                            needs data/mnist-32 and data/mnist-28 (prepare.py)
 #
 # Then FOLDER (default: gpu-report) holds STAGE.tgz: STAGE.md (what passed, what failed, the tables),
-# a .log and the raw numbers of each part, and the pictures. PYTHON=... chooses the interpreter. Needs PyTorch 2.10 or
-# later with CUDA and its toolkit, setuptools, numpy, pillow, tqdm and pytest; compute-sanitizer is
-# used if it is there.
+# a .log and the raw numbers of each part, and the pictures. PYTHON=... chooses the interpreter.
+# Needs PyTorch 2.10 or later with CUDA and its toolkit, setuptools, numpy, pillow, tqdm and pytest;
+# compute-sanitizer is used if it is there.
 # Exit code: 0 if all parts passed, 1 if one failed, 2 if there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
