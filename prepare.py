@@ -5,6 +5,7 @@
 """Converts a standard set, or your own images, into a folder of arrays that the scripts train on.
 
     python prepare.py mnist                        or fashion-mnist, cifar10; writes data/mnist-32
+    python prepare.py stacked-mnist                random digits of MNIST as the three channels
     python prepare.py photos --image-size 64       a folder of images; writes data/photos-64
     python prepare.py photos.zip --out data/mine   a .zip of images; writes data/mine
     python prepare.py photos --mirror              adds each image's mirror image
@@ -79,7 +80,7 @@ FASHION_MNIST = {
 CIFAR10 = {
     "cifar-10-binary.tar": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 }
-SETS = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST, "cifar10": CIFAR10}
+SETS = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST, "cifar10": CIFAR10, "stacked-mnist": MNIST}
 MIRRORS = {
     "mnist": [
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -95,7 +96,9 @@ CLASSES = {
     "mnist": "0 1 2 3 4 5 6 7 8 9",
     "fashion-mnist": "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot",
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "stacked-mnist": " ".join(f"{number:03}" for number in range(1000)),
 }
+STACKS = (128_000, 26_000)  # for training and for testing, as many as in VEEGAN and PacGAN
 
 
 def fetch(name: str, file: str, folder: Path) -> Path:
@@ -161,10 +164,22 @@ def read_cifar10(folder: Path) -> list[np.ndarray]:
     return [images[:train], labels[:train], images[train:], labels[train:]]
 
 
+def stack(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 3, 28, 28), whose channels are three random digits, labelled 0 to 999."""
+    # RandomState draws the same numbers in every version of NumPy
+    chosen = np.random.RandomState(0).randint(len(images), size=(count, 3))
+    return images[chosen, 0], labels[chosen] @ [100, 10, 1]
+
+
 def write_standard_set(name: str, folder: Path, size: int, out: Path) -> str:
     """Writes a standard set to out. Returns a summary of what there is besides the images."""
-    arrays = read_cifar10(folder) if name == "cifar10" else read_mnist(name, folder)
-    train_images, train_labels, test_images, test_labels = arrays
+    if name == "stacked-mnist":
+        digits = read_mnist("mnist", folder)
+        train_images, train_labels = stack(*digits[:2], STACKS[0])
+        test_images, test_labels = stack(*digits[2:], STACKS[1])
+    else:
+        arrays = read_cifar10(folder) if name == "cifar10" else read_mnist(name, folder)
+        train_images, train_labels, test_images, test_labels = arrays
     parts = [("", train_images, train_labels), ("test_", test_images, test_labels)]
     for prefix, images, labels in parts:
         if images.shape[3] == 28 and size == 32:
@@ -177,8 +192,9 @@ def write_standard_set(name: str, folder: Path, size: int, out: Path) -> str:
             resized[i, channel] = np.asarray(image.resize((size, size)))
         resized.flush()
         np.save(out / f"{prefix}labels.npy", labels.astype(np.int64))
-    (out / "classes.txt").write_text(CLASSES[name].replace(" ", "\n") + "\n")
-    return f"10 classes, {len(test_labels):,} test images"
+    classes = CLASSES[name].split()
+    (out / "classes.txt").write_text("\n".join(classes) + "\n")
+    return f"{len(classes):,} classes, {len(test_labels):,} test images"
 
 
 def list_folder(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path | OSError]:
@@ -500,7 +516,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--image-size must be from 8 to 1024, not {size}")
     if args.source in SETS:
         name = standard_set = args.source
-        files = args.downloads / name
+        files = args.downloads / name.removeprefix("stacked-")
         if source.is_dir() and find_images(source)[0]:
             parser.error(f"{name} is a standard set, and a folder here: ./{name} means the folder")
     else:

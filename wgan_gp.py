@@ -57,6 +57,12 @@ def zero_to_one(text: str) -> float:  # for learning rates and decays
     return float(text)
 
 
+def non_negative(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with the settings of Algorithm 1
@@ -65,7 +71,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: 100)")
     add("--width", type=positive_int, default=64, help="channels in f's first layer (default: 64)")
     add("--n-critic", type=positive_int, default=5, help="updates of f for each of G (default: 5)")
-    add("--gp-weight", type=float, default=10, help="weight of the penalty (default: 10)")
+    add("--gp-weight", type=non_negative, default=10, help="weight of the penalty (default: 10)")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
     add("--epochs", type=positive_int, help="in total (default: 25 unless --steps is given)")
@@ -146,10 +152,10 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def gradient_penalty(grad: Tensor) -> Tensor:
-    """The mean of (|g| - 1)^2 over the gradients g of a batch (N, C, S, S)."""
+def gradient_penalty(grad: Tensor, target: float = 1.0) -> Tensor:
+    """The mean of (|g| - target)^2 over the gradients g of a batch (N, C, S, S)."""
     norms = grad.flatten(1).norm(2, dim=1)  # (N,)
-    return (norms - 1).square().mean()
+    return (norms - target).square().mean()
 
 
 try:

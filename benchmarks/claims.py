@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells, write_digits
+from throughput import print_cells, show, write_digits
 
 import dcgan as dcgan_script
 import evaluate
@@ -275,14 +275,6 @@ def measure(
                 file.write_text(json.dumps(found, indent=1))
             scores[steps].append(found[str(steps)])
     return folders[0], scores
-
-
-def show(values: list[float], digits: int = 1) -> str:
-    """The mean, and the range in brackets unless it is a point."""
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    low = f"{min(values):.{digits}f}"
-    high = f"{max(values):.{digits}f}"
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def print_line(name: str, runs: list[dict], columns: dict[str, int]) -> None:

@@ -190,6 +190,14 @@ def print_cells(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
+def show(values: list[float], digits: int = 1) -> str:
+    """The mean, and the range in brackets unless it is a point."""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    low = f"{min(values):.{digits}f}"
+    high = f"{max(values):.{digits}f}"
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
 def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) -> dict:
     """Measures a row and prints it. Returns the seconds a step of each turn."""
     args = parse_options(module, argv)

@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from claims import show
-from throughput import print_cells
+from throughput import print_cells, show
 
 import fgan
 

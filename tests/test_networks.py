@@ -94,7 +94,7 @@ def test_networks_keep_dcgans_guidelines_at_each_size(name: str, size: int, dept
     d_layers = list(judge.layers)
     up = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]  # no pooling, no linear layer
     down = [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
-    if name == "wgan_gp.py":  # the penalty is on each sample alone
+    if name in ("wgan_gp.py", "r3gan.py"):  # the penalty is on each sample alone
         down.remove(nn.BatchNorm2d)
     g_types = (depth - 1) * up + [nn.ConvTranspose2d, nn.Tanh]
     d_types = [nn.Conv2d, nn.LeakyReLU, *(depth - 2) * down, nn.Conv2d]
@@ -106,6 +106,9 @@ def test_networks_keep_dcgans_guidelines_at_each_size(name: str, size: int, dept
     assert ups[-1].in_channels == downs[0].out_channels == 4  # --width, next to the image
     assert ups[0].out_channels == downs[-1].in_channels == 4 * size // 8  # at 4x4
     assert {conv.stride for conv in ups[1:] + downs[:-1]} == {(2, 2)}
+
+
+ADAM = {"wgan_gp.py": (1e-4, (0.0, 0.9)), "r3gan.py": (2e-4, (0.0, 0.99))}
 
 
 @EACH_SCRIPT
@@ -120,9 +123,8 @@ def test_settings_are_the_papers(script: str) -> None:
             assert (group["lr"], group["alpha"], group["momentum"]) == (5e-5, 0.99, 0)
         else:
             assert isinstance(optimizer, torch.optim.Adam)
-            expected = (1e-4, (0.0, 0.9)) if script == "wgan_gp.py" else (2e-4, (0.5, 0.999))
-            assert (group["lr"], group["betas"]) == expected
-    assert args.batch_size == (64 if "wgan" in script else 128)
+            assert (group["lr"], group["betas"]) == ADAM.get(script, (2e-4, (0.5, 0.999)))
+    assert args.batch_size == (64 if "wgan" in script or script == "r3gan.py" else 128)
 
 
 def test_a_label_changes_the_image_and_the_logit_of_its_sample_alone() -> None:
@@ -190,20 +192,22 @@ def close(found: Tensor, expected: Tensor, rtol: float = 1e-7, atol: float = 1e-
     torch.testing.assert_close(found.detach(), expected.detach(), rtol=rtol, atol=atol)
 
 
-def assert_step(step: Namespace, d_loss: Tensor, g_loss: Tensor, columns: dict) -> None:
+def assert_step(
+    step: Namespace, d_loss: Tensor, g_loss: Tensor, columns: dict, **limits: float
+) -> None:
     """The step reported these and left these losses' gradients.
 
     D's are still those of its own update: G's has added nothing to them.
     """
     columns = columns | {"d_loss": d_loss, "g_loss": g_loss}
     for name, value in step.metrics.items():
-        close(value, columns[name])
+        close(value, columns[name], **limits)
     for network, loss in zip(step.before, (g_loss, d_loss), strict=True):
         old = list(step.before[network].parameters())
         new = list(step.after[network].parameters())
         gradients = torch.autograd.grad(loss, old, retain_graph=True)
         for parameter, gradient in zip(new, gradients, strict=True):
-            close(parameter.grad, gradient, rtol=1e-5)
+            close(parameter.grad, gradient, **{"rtol": 1e-5, **limits})
 
 
 def log_sigmoid(logits: Tensor) -> Tensor:
@@ -270,6 +274,22 @@ def test_step_of_a_critic_descends_the_wasserstein_loss(take_step, name: str, we
         columns["penalty"] = ((slope.square().sum(dim=(1, 2, 3)).sqrt() - 1) ** 2).mean()
         c_loss = c_loss + weight * columns["penalty"]
     assert_step(step, c_loss, -again.mean(), columns)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2.5])
+def test_step_of_r3gan_compares_pairs_and_penalizes_both_slopes(take_step, gamma: float) -> None:
+    """Pairs are a real image and a fake of the same place in the batch."""
+    step = take_step("r3gan.py", "--gamma", gamma)
+    step.real.requires_grad_()
+    step.fake.requires_grad_()
+    real, fake, again = judged(step)
+    slopes = torch.autograd.grad(real.sum() + fake.sum(), [step.real, step.fake], create_graph=True)
+    r1, r2 = (slope.square().sum(dim=(1, 2, 3)).mean() for slope in slopes)
+    d_loss = -log_sigmoid(real - fake).mean() + gamma / 2 * (r1 + r2)
+    updated = step.after["discriminator"]
+    g_loss = -log_sigmoid(again - updated(step.real)).mean()
+    columns = {"r1": r1, "r2": r2, "pairs_right": (real > fake).float().mean()}
+    assert_step(step, d_loss, g_loss, columns, rtol=1e-12, atol=1e-12)
 
 
 @EACH_SCRIPT

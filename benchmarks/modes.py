@@ -1,0 +1,129 @@
+"""Mode collapse, counted: how many of the 1,000 numbers of Stacked MNIST does a GAN draw?
+
+    python prepare.py mnist
+    python prepare.py stacked-mnist
+    python benchmarks/modes.py                      all scripts without labels, three seeds each
+    python benchmarks/modes.py dcgan --d-width 4    a D that is narrower than G
+
+Each run is the script itself. A classifier of single digits (evaluate.py's, trained on MNIST) reads
+the three channels of 26,000 samples. The table has the modes, which are the different numbers that
+it found, and the Kullback-Leibler divergence of their shares from the uniform distribution, as in
+VEEGAN (Srivastava et al. 2017) and PacGAN (Lin et al. 2018). The runs stay in --out: a command that
+was interrupted continues, and runs that are there are counted again. docs/modes.md shows the table.
+"""
+
+import argparse
+import contextlib
+import importlib
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from throughput import print_cells, show
+
+import evaluate
+
+# Learning rates for few steps, as on the scripts' pages. Here every G has as many updates.
+OPTIONS = {
+    "vanilla_gan": "--lr 1e-3",
+    "dcgan": "--lr 1e-3",
+    "lsgan": "--lr 1e-3",
+    "fgan": "--lr 1e-3",
+    "wgan": "--lr 5e-4 --n-critic 2 --clip 0.05",
+    "wgan_gp": "--lr 1e-3",
+    "r3gan": "--lr 1e-3",
+}
+
+
+@contextlib.contextmanager
+def narrow(script: ModuleType, width: int | None) -> Iterator[None]:
+    """The script with a D of another --width than G's."""
+    if width is None:
+        yield
+        return
+    name = "Critic" if hasattr(script, "Critic") else "Discriminator"
+    judge = getattr(script, name)
+
+    def make(channels: int, image_size: int, _: int) -> torch.nn.Module:
+        return judge(channels, image_size, width)
+
+    with patch.object(script, name, make):
+        yield
+
+
+def read(classifier: torch.nn.Sequential, images: Tensor) -> Tensor:
+    """The numbers (N,), 0 to 999, that images uint8 (N, 3, 32, 32) show."""
+    digits = [evaluate.classify(classifier, images[:, i : i + 1])[1] for i in range(3)]
+    return 100 * digits[0] + 10 * digits[1] + digits[2]
+
+
+def count_modes(numbers: Tensor) -> tuple[int, float]:
+    """How many of the 1,000 numbers there are, and the divergence of their shares from uniform."""
+    share = numbers.bincount(minlength=1000).double() / len(numbers)
+    divergence = share.xlogy(1000 * share).sum().item()  # of share from 1/1000
+    return (share > 0).sum().item(), divergence
+
+
+def draw_run(name: str, seed: int, options: Namespace) -> Tensor:
+    """Trains a run, unless it is there, and returns its samples uint8 (N, 3, 32, 32)."""
+    script = importlib.import_module(name)
+    parts = [name, f"d{options.d_width}" if options.d_width else "", str(seed)]
+    out = options.out / "-".join(part for part in parts if part)
+    argv = [*OPTIONS[name].split(), "--data", options.data / "stacked-mnist-32", "--resume"]
+    argv += ["--steps", options.steps, "--batch-size", options.batch_size, "--seed", seed]
+    argv += ["--out", out, "--cuda" if options.cuda else "--no-cuda"]
+    if name != "vanilla_gan":  # which has no convolutions
+        argv += ["--width", options.width]
+    with narrow(script, options.d_width), contextlib.redirect_stdout(sys.stderr):
+        script.main([str(word) for word in argv])
+        run = evaluate.load_run(out, cuda=options.cuda)
+        return evaluate.draw_32(run, options.samples)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("modes.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("scripts", nargs="*", metavar="SCRIPT", help=f"of {', '.join(OPTIONS)} (all)")
+    add("--data", type=Path, default=Path("data"), help="has both sets (%(default)s)")
+    add("--seeds", type=int, default=3, help="runs of each script (%(default)s)")
+    add("--steps", type=int, default=3000, help="updates of G (%(default)s)")
+    add("--batch-size", type=int, default=32, help="(%(default)s)")
+    add("--width", type=int, default=32, help="of the convolutional networks (%(default)s)")
+    add("--d-width", type=int, help="of D, if it is another")
+    add("--samples", type=int, default=26_000, help="(%(default)s)")
+    add("--cuda", action="store_true", help="use a GPU")
+    add("--out", type=Path, default=Path("runs/modes"), help="for the runs (%(default)s)")
+    options = parser.parse_args(argv)
+    names = options.scripts or list(OPTIONS)
+    if options.d_width and "vanilla_gan" in names:
+        parser.error("vanilla_gan has no --width; name the other scripts")
+    mnist = options.data / "mnist-32"
+    images, labels = (torch.from_numpy(np.load(mnist / f"{x}.npy")) for x in ("images", "labels"))
+    device = "cuda" if options.cuda else "cpu"
+    classifier = evaluate.load_classifier(images, labels, 10, device)
+    stacked = options.data / "stacked-mnist-32"
+    real = torch.from_numpy(np.load(stacked / "test_images.npy"))[: options.samples]
+    truth = torch.from_numpy(np.load(stacked / "test_labels.npy"))[: options.samples]
+    numbers = read(classifier, real)
+    print(f"The classifier reads {(numbers == truth).double().mean():.1%} of real images right.")
+    print_cells("samples of", "modes, of 1,000", "divergence")
+    print_cells(*["---"] * 3)
+    modes, divergence = count_modes(numbers)
+    print_cells("real images", modes, f"{divergence:.3f}")
+    for name in names:
+        samples = [draw_run(name, seed, options) for seed in range(options.seeds)]
+        found = [count_modes(read(classifier, images)) for images in samples]
+        modes, divergences = zip(*found, strict=True)
+        print_cells(f"{name}.py", show(modes, 0), show(divergences, 3))
+
+
+if __name__ == "__main__":
+    main()
