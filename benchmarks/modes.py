@@ -36,7 +36,7 @@ OPTIONS = {
     "vanilla_gan": "--lr 1e-3",
     "dcgan": "--lr 1e-3",
     "lsgan": "--lr 1e-3",
-    "fgan": "--lr 1e-3",
+    "fgan": "--lr 1e-3 --divergence kl",
     "wgan": "--lr 5e-4 --n-critic 2 --clip 0.05",
     "wgan_gp": "--lr 1e-3",
     "r3gan": "--lr 1e-3",

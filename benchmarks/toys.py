@@ -36,33 +36,53 @@ LOSSES = {  # the name in the table: the script and its options
     "lsgan, pearson": "lsgan --coding pearson",
     "wgan": "wgan --clip 0.1",
     "wgan_gp": "wgan_gp --gp-weight 0.1",
+    "r3gan": "r3gan --gamma 0.1",
     **{f"fgan, {name}": f"fgan --divergence {name}" for name in fgan.DIVERGENCES},
 }
 
 
-def mlp(inputs: int, outputs: int, width: int) -> list[nn.Module]:
+class Linear(nn.Module):
+    """nn.Linear for several networks at once, one for each seed: (N, inputs) to (N, outputs).
+
+    The first N / seeds rows are the first network's, the next the second's.
+    """
+
+    def __init__(self, seeds: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5  # as in nn.Linear
+        self.weight = nn.Parameter(torch.empty(seeds, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(seeds, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.unflatten(0, (len(self.weight), -1))  # (seeds, N / seeds, inputs)
+        return torch.baddbmm(self.bias, parts, self.weight).flatten(0, 1)
+
+
+def mlp(seeds: int, inputs: int, outputs: int, width: int) -> list[nn.Module]:
     layers = []
     for before, after in itertools.pairwise([inputs, width, width, width]):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return [*layers, nn.Linear(width, outputs)]
+        layers += [Linear(seeds, before, after), nn.ReLU()]
+    return [*layers, Linear(seeds, width, outputs)]
 
 
-def make_networks(judge: str, width: int, linear: bool) -> nn.ModuleDict:
+def make_networks(judge: str, seeds: int, width: int, linear: bool) -> nn.ModuleDict:
     """G maps z (N, 2) to points (N, 2, 1, 1). D or the critic maps these to numbers (N,).
 
     A linear G draws one Gaussian.
     """
-    layers = [nn.Linear(Z, 2)] if linear else mlp(Z, 2, width)
+    layers = [Linear(seeds, Z, 2)] if linear else mlp(seeds, Z, 2, width)
     generator = nn.Sequential(*layers, nn.Unflatten(1, (2, 1, 1)))
-    score = nn.Sequential(nn.Flatten(), *mlp(2, 1, width), nn.Flatten(0))
+    score = nn.Sequential(nn.Flatten(), *mlp(seeds, 2, 1, width), nn.Flatten(0))
     return nn.ModuleDict({"generator": generator, judge: score})
 
 
+SIGMA = 0.05  # the standard deviation of each of the 25 Gaussians
+LINE = torch.arange(-4.0, 5, 2)
+CENTRES = torch.cartesian_prod(LINE, LINE)  # (25, 2)
+
+
 def grid(count: int) -> Tensor:
-    """25 Gaussians with centres at -2, -1, 0, 1, 2 both ways and standard deviation 0.05."""
-    line = torch.arange(-2.0, 3)
-    centres = torch.cartesian_prod(line, line)
-    return centres[torch.randint(25, (count,))] + 0.05 * torch.randn(count, 2)
+    return CENTRES[torch.randint(25, (count,))] + SIGMA * torch.randn(count, 2)
 
 
 LEFT = 0.7  # the share of the left one of two Gaussians, which have
@@ -76,45 +96,48 @@ def mixture(count: int) -> Tensor:
 
 
 def train(
-    loss: str, data: Callable[[int], Tensor], linear: bool, seed: int, options: Namespace
+    loss: str, data: Callable[[int], Tensor], linear: bool, count: int, options: Namespace
 ) -> Tensor:
-    """Trains G with a script's step and returns 10,000 of its points (10,000, 2)."""
+    """Trains a G for each seed with a script's step, all at once. Returns points (seeds, count, 2).
+
+    A loss is the mean over all seeds, which divides the gradients of each by their number. Adam and
+    RMSprop do not see that.
+    """
     name, *extra = loss.split()
     script = importlib.import_module(name)
-    sizes = ["--latent-dim", str(Z), "--batch-size", str(options.batch_size), "--no-cuda"]
+    seeds = options.seeds
+    sizes = ["--latent-dim", str(Z), "--batch-size", str(seeds * options.batch_size), "--no-cuda"]
     args, _ = script.parse_args([*extra, *sizes])
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     judge = "critic" if name.startswith("wgan") else "discriminator"
-    networks = make_networks(judge, options.width, linear)
+    networks = make_networks(judge, seeds, options.width, linear)
     optimizers = []
     for network in networks.values():
         optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, betas=(0.5, 0.9))
         if name == "wgan":
             optimizer = torch.optim.RMSprop(network.parameters(), lr=options.lr)
         optimizers.append(optimizer)
-    count = script.images_per_step(args)
-    labels = torch.zeros(count)  # no loss here uses them
+    batches = script.images_per_step(args)
+    labels = torch.zeros(batches)  # no loss here uses them
     for _ in range(options.steps):
-        real = data(count)[:, :, None, None]
+        real = data(batches)[:, :, None, None]
         script.train_step(networks, optimizers, args, real, labels)
     with torch.no_grad():
-        return networks["generator"](torch.randn(10_000, Z)).flatten(1)
+        points = networks["generator"](torch.randn(seeds * count, Z))
+    return points.view(seeds, count, 2)
 
 
-def is_near(points: Tensor) -> Tensor:
-    """Whether a point is within four standard deviations of one of the 25 Gaussians."""
-    nearest = points.round().clamp(-2, 2)
-    return (points - nearest).norm(dim=1) < 0.2
+def compare(points: Tensor) -> tuple[int, float, float]:
+    """Of points (N, 2): modes, share of good points, reverse divergence, as in PacGAN's table 1.
 
-
-def share_near(points: Tensor) -> float:
-    return is_near(points).double().mean().item()
-
-
-def count_modes(points: Tensor) -> int:
-    """How many of the 25 Gaussians have at least a fifth of their share."""
-    _, counts = points[is_near(points)].round().unique(dim=0, return_counts=True)
-    return (counts >= len(points) / 25 / 5).sum().item()
+    A point is good within three standard deviations of a centre, and a mode is a centre with a good
+    point. The divergence of the modes' shares from 1/25 counts each point at its nearest centre.
+    """
+    distances, nearest = torch.cdist(points, CENTRES).min(dim=1)
+    is_good = distances < 3 * SIGMA
+    share = nearest.bincount(minlength=25).double() / len(points)
+    divergence = share.xlogy(25 * share).sum().item()
+    return len(nearest[is_good].unique()), is_good.double().mean().item(), divergence
 
 
 F = {  # f of each divergence, as a function of u = data / samples (f-GAN, table 1)
@@ -183,17 +206,17 @@ def draw(panels: dict[str, Tensor], data: Tensor, path: Path, columns: int, half
 
 
 def run_grid(options: Namespace) -> None:
-    print_cells("loss", "Gaussians found, of 25", "points near one")
-    print_cells(*["---"] * 3)
+    print_cells("loss", "modes, of 25", "good points", "reverse divergence")
+    print_cells(*["---"] * 4)
     panels = {}
     for name, loss in LOSSES.items():
-        runs = [train(loss, grid, False, seed, options) for seed in range(options.seeds)]
-        modes = [count_modes(points) for points in runs]
-        near = [100 * share_near(points) for points in runs]
-        print_cells(name, show(modes, 0), f"{show(near, 0)} %")
+        runs = train(loss, grid, False, 2500, options)
+        modes, good, divergences = zip(*map(compare, runs), strict=True)
+        percents = show([100 * share for share in good], 1)
+        print_cells(name, show(modes, 1), f"{percents} %", show(divergences, 2))
         panels[name] = runs[0]
     path = options.out / "toys-grid.png"
-    draw(panels, grid(2500), path, columns=4, half=2.6)
+    draw(panels, grid(2500), path, columns=4, half=5.2)
 
 
 def run_mixture(options: Namespace) -> None:
@@ -202,9 +225,9 @@ def run_mixture(options: Namespace) -> None:
     panels = {}
     for name in F:
         loss = f"fgan --loss {options.loss} --divergence {name}"
-        runs = [train(loss, mixture, True, seed, options) for seed in range(options.seeds)]
-        means = [points[:, 0].mean().item() for points in runs]
-        wide, high = torch.stack([points.std(0) for points in runs]).T.tolist()
+        runs = train(loss, mixture, True, 10_000, options)
+        means = runs[:, :, 0].mean(dim=1).tolist()
+        wide, high = runs.std(dim=1).T.tolist()
         mean, std = best_gaussian(name)
         print_cells(
             name,

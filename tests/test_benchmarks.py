@@ -11,11 +11,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, load, make_data
+from conftest import ROOT, SCRIPTS, call, load, make_data
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import claims
+import modes
 import speedrun
 import throughput
 import toys
@@ -88,14 +89,67 @@ def test_speedrun_trains_until_the_goal_is_reached_or_gives_up(capsys, monkeypat
 
 def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
     torch.manual_seed(0)
-    points = toys.grid(5000)
-    assert toys.count_modes(points) == 25
-    assert toys.share_near(points) > 0.99
-    assert toys.count_modes(torch.ones(100, 2)) == 1
-    assert toys.share_near(torch.full((100, 2), 0.5)) == 0
-    toys.main(["grid", "--steps", "2", "--seeds", "1", "--width", "4", "--batch-size", "8"])
-    rows = re.findall(r"^\| ([\w, -]+) \| \d+ \| \d+ % \|$", capsys.readouterr().out, re.MULTILINE)
+    modes, good, divergence = toys.compare(toys.grid(5000))
+    assert modes == 25
+    assert good == pytest.approx(1 - np.exp(-4.5), abs=0.005)  # beyond three sigma in the plane
+    assert divergence < 0.01
+    assert toys.compare(torch.full((100, 2), 2.0)) == (1, 1.0, pytest.approx(np.log(25)))
+    assert toys.compare(torch.ones(100, 2))[:2] == (0, 0.0)
+    toys.main(["grid", "--steps", "2", "--seeds", "2", "--width", "4", "--batch-size", "8"])
+    pattern = r"^\| ([\w, -]+) \| [\d.]+(?: \([^|]+\))? \| [^|]+ % \| [^|]+ \|$"
+    rows = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     assert rows == list(toys.LOSSES)
+
+
+def test_networks_of_several_seeds_are_trained_as_if_each_were_alone() -> None:
+    torch.manual_seed(0)
+    together = toys.make_networks("discriminator", 3, 4, False)["discriminator"]
+    points = torch.randn(3 * 5, 2, 1, 1)
+    together(points).square().mean().backward()
+    for seed in range(3):
+        weights = [parameter[seed] for parameter in together.parameters()]
+        alone = toys.make_networks("discriminator", 1, 4, False)["discriminator"]
+        for parameter, weight in zip(alone.parameters(), weights, strict=True):
+            parameter.data[0] = weight
+        alone(points[5 * seed : 5 * seed + 5]).square().mean().backward()
+        for parameter, other in zip(together.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(3 * parameter.grad[seed], other.grad[0])
+
+
+def test_modes_are_the_numbers_that_are_read_and_uniform_ones_diverge_by_nothing() -> None:
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+    torch.nn.init.zeros_(classifier[1].weight)
+    classifier[1].weight.data[:, :10] = torch.eye(10)  # reads the place of the white pixel
+    images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    for number in range(1000):
+        for channel, digit in enumerate(f"{number:03}"):
+            images[number, channel, 0, int(digit)] = 255
+    numbers = modes.read(classifier, images)
+    assert numbers.tolist() == list(range(1000))
+    assert modes.count_modes(numbers) == (1000, pytest.approx(0))
+    modes_of_half, divergence = modes.count_modes(numbers[:500].repeat(7))
+    assert (modes_of_half, divergence) == (500, pytest.approx(np.log(2)))
+
+
+def test_modes_trains_each_script_once_and_a_narrower_d_on_request(capsys, monkeypatch) -> None:
+    make_data(Path("data/mnist-32"), channels=1, size=32, classes=list("0123456789"))
+    stacked = make_data(Path("data/stacked-mnist-32"), size=32)
+    for name in ("images", "labels"):
+        np.save(stacked / f"test_{name}.npy", np.load(stacked / f"{name}.npy"))
+    tiny = ["--seeds", "1", "--steps", "1", "--batch-size", "2", "--width", "4", "--samples", "20"]
+    modes.main(tiny)
+    first = capsys.readouterr().out
+    rows = re.findall(r"^\| ([\w .]+) \| \d+ \| [\d.]+ \|$", first, re.MULTILINE)
+    assert rows == ["real images", *(f"{name}.py" for name in modes.OPTIONS)]
+    unlabelled = {name for name in SCRIPTS if not load(name).CONDITIONAL}
+    assert {f"{name}.py" for name in modes.OPTIONS} == unlabelled
+    checkpoints = [path.stat().st_mtime_ns for path in Path("runs").rglob("checkpoint.pt")]
+    modes.main(tiny)
+    assert capsys.readouterr().out == first
+    assert checkpoints == [path.stat().st_mtime_ns for path in Path("runs").rglob("checkpoint.pt")]
+    modes.main(["r3gan", "--d-width", "2", *tiny])
+    run = torch.load("runs/modes/r3gan-d2-0/checkpoint.pt")
+    assert run["discriminator"]["layers.0.weight"].shape[0] == 2
 
 
 @pytest.mark.parametrize("command", PICTURES)

@@ -126,6 +126,25 @@ def test_mnist_files_in_place_are_used_as_they_are(name: str, zipped: bool, caps
     assert "1 x 32 x 32, 10 classes, 5 test images" in capsys.readouterr().out
 
 
+def test_stacked_mnist_has_three_random_digits_as_channels_always_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(prepare, "STACKS", (300, 40))
+    images, labels, classes = run("stacked-mnist", size=28)
+    train, test = images, np.load("out/test_images.npy")
+    assert (train.shape, test.shape) == ((300, 3, 28, 28), (40, 3, 28, 28))
+    assert classes == [f"{number:03}" for number in range(1000)]
+    digit_of = {digit.tobytes(): label for digit, label in zip(DIGITS, LABELS[:17], strict=True)}
+    for stacks, numbers, digits in (
+        (train, labels, LABELS[:12]),
+        (test, np.load("out/test_labels.npy"), LABELS[12:17]),
+    ):
+        read = [[digit_of[channel.tobytes()] for channel in stack] for stack in stacks]
+        assert np.array_equal(numbers, [int("".join(map(str, number))) for number in read])
+        assert {digit for number in read for digit in number} == set(digits)
+    assert names_in("data/downloads") == ["mnist"]  # which prepare.py mnist uses, too
+    again, _, _ = run("stacked-mnist", size=28)
+    assert np.array_equal(train, again)
+
+
 def test_cifar10_in_place_is_used_as_it_is() -> None:
     records = np.concatenate([LABELS[:, None], PHOTOS.reshape(24, -1)], axis=1)
     files = np.roll(records.reshape(6, -1), 1, axis=0)
