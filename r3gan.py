@@ -3,7 +3,7 @@
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
 # `uv run` installs these packages by itself.
-"""R3GAN: a relativistic GAN with penalties on D's gradients at real and at generated images.
+"""R3GAN: a relativistic GAN with two gradient penalties.
 
 Yiwen Huang, Aaron Gokaslan, Volodymyr Kuleshov, James Tompkin: The GAN is dead; long live the GAN!
 A Modern GAN Baseline, NeurIPS 2024, https://arxiv.org/abs/2501.05441
@@ -18,9 +18,8 @@ A Modern GAN Baseline, NeurIPS 2024, https://arxiv.org/abs/2501.05441
 newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 TIMES
 
-Differs from the paper: the networks are those of wgan_gp.py (the paper's have residual blocks, and
-no BatchNorm in G); gamma, the learning rate and the betas of Adam are constant (the paper's change
-during training); images are not augmented.
+Differs from the paper: the networks are wgan_gp.py's (no residual blocks; BatchNorm in G); gamma,
+the learning rate and beta2 are constant; images are not augmented.
 """
 
 import copy
@@ -120,8 +119,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps images (N, channels, S, S) to logits D(x) (N,), of which only differences count:
-    sigmoid(D(x) - D(G(z))) is the probability that x is the real one of the two images.
+    """Maps images (N, channels, S, S) to logits D(x), (N,), of which only differences count.
 
     Strided convolutions, each but the last followed by LeakyReLU(0.2). No BatchNorm: the penalties
     are on the gradient of each sample's logit, which must not depend on other samples.
@@ -152,6 +150,13 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def init_discriminator(module: nn.Module) -> None:
+    """He et al. 2015, as in the authors' code: no BatchNorm will mend the size of signals."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=0.2)
+        nn.init.zeros_(module.bias)
+
+
 def gradient_penalty(grad: Tensor, target: float = 1.0) -> Tensor:
     """The mean of (|g| - target)^2 over the gradients g of a batch (N, C, S, S)."""
     norms = grad.flatten(1).norm(2, dim=1)  # (N,)
@@ -169,7 +174,7 @@ def build(args: Namespace) -> tuple[nn.ModuleDict, list[optim.Optimizer]]:
     generator = Generator(args.latent_dim, args.channels, args.image_size, args.width)
     generator.apply(init_weights)
     discriminator = Discriminator(args.channels, args.image_size, args.width)
-    discriminator.apply(init_weights)
+    discriminator.apply(init_discriminator)
     networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
     # fused: one kernel updates all weights
     g_optimizer = optim.Adam(generator.parameters(), args.lr, betas=(0.0, 0.99), fused=True)
@@ -194,31 +199,31 @@ def train_step(
     z = torch.randn(len(real), args.latent_dim, device=real.device)
     with torch.no_grad():  # this update must not reach G
         fake = generator(z)
-    real = real.detach().requires_grad_()  # for the penalties, on gradients with respect to images
+    real = real.detach().requires_grad_()  # the penalties are on gradients at the images
     fake.requires_grad_()
     real_logits = discriminator(real)
     fake_logits = discriminator(fake)
-    (real_grad,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-    (fake_grad,) = torch.autograd.grad(fake_logits.sum(), fake, create_graph=True)
+    logits = real_logits.sum() + fake_logits.sum()
+    real_grad, fake_grad = torch.autograd.grad(logits, [real, fake], create_graph=True)
     r1 = gradient_penalty(real_grad, target=0.0)
     r2 = gradient_penalty(fake_grad, target=0.0)
     d_loss = softplus(fake_logits - real_logits).mean() + args.gamma / 2 * (r1 + r2)
-    pairs_right = (real_logits > fake_logits).float().mean()  # the share that D can tell apart
+    pairs_right = (real_logits > fake_logits).float().mean()
     d_optimizer.zero_grad()
     d_loss.backward()
     d_optimizer.step()
 
-    # (2) Update G: in each pair, make G(z) the one with the higher logit, with fresh noise
+    # (2) Update G: in each pair, give G(z) the higher logit, with fresh noise
     z = torch.randn(len(real), args.latent_dim, device=real.device)
     fake_logits = discriminator(generator(z))
-    with torch.no_grad():  # D's judgement of real images does not depend on G
+    with torch.no_grad():
         real_logits = discriminator(real)
     g_loss = softplus(real_logits - fake_logits).mean()
     g_optimizer.zero_grad()
     g_loss.backward(inputs=list(generator.parameters()))  # only for G, which is updated
     g_optimizer.step()
 
-    return {"pairs_right": pairs_right, "r1": r1, "r2": r2, "d_loss": d_loss, "g_loss": g_loss}
+    return {"pairs_right": pairs_right, "r1": r1, "r2": r2, "g_loss": g_loss}
 
 
 # Hooks for the plumbing, which is shared by all GANs here

@@ -31,12 +31,12 @@ from throughput import print_cells, show
 
 import evaluate
 
-# Learning rates for few steps, as on the scripts' pages. Here every G has as many updates.
+# Learning rates for few steps, as on the scripts' pages. Every G has as many updates.
+# fgan.py is not here: with its default divergence it is dcgan.py.
 OPTIONS = {
     "vanilla_gan": "--lr 1e-3",
     "dcgan": "--lr 1e-3",
     "lsgan": "--lr 1e-3",
-    "fgan": "--lr 1e-3 --divergence kl",
     "wgan": "--lr 5e-4 --n-critic 2 --clip 0.05",
     "wgan_gp": "--lr 1e-3",
     "r3gan": "--lr 1e-3",

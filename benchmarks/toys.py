@@ -6,7 +6,7 @@
 Each loss is the train_step of its script, unchanged, with small networks and with points as images
 of 1 x 1 pixel and two channels. All have the same settings but where a paper asks for its own:
 RMSprop and clipping in wgan, five updates of the critic. Prints a table over the seeds and draws
-seed 0. docs/results.md shows both. Needs matplotlib.
+the first. docs/modes.md and docs/results.md show both. Needs matplotlib.
 """
 
 import argparse
@@ -209,8 +209,8 @@ def run_grid(options: Namespace) -> None:
     print_cells("loss", "modes, of 25", "good points", "reverse divergence")
     print_cells(*["---"] * 4)
     panels = {}
-    for name, loss in LOSSES.items():
-        runs = train(loss, grid, False, 2500, options)
+    for name in options.losses:
+        runs = train(LOSSES[name], grid, False, 2500, options)
         modes, good, divergences = zip(*map(compare, runs), strict=True)
         percents = show([100 * share for share in good], 1)
         print_cells(name, show(modes, 1), f"{percents} %", show(divergences, 2))
@@ -246,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     toys = {"grid": run_grid, "mixture": run_mixture}
     add("toy", choices=toys, help="25 Gaussians; or two, and a G that draws one")
+    add("--losses", nargs="+", choices=LOSSES, default=LOSSES, metavar="LOSS", help="grid: (all)")
     add("--seeds", type=int, default=3, help="runs of each loss (%(default)s)")
     add("--steps", type=int, default=5000, help="updates of G (%(default)s)")
     add("--batch-size", type=int, default=256, help="points in a batch (%(default)s)")

@@ -26,7 +26,7 @@ CHANGED_LINES = {  # on each side of a diff
     ("dcgan.py", "cgan.py"): 35,
     ("dcgan.py", "wgan.py"): 60,
     ("wgan.py", "wgan_gp.py"): 45,
-    ("dcgan.py", "r3gan.py"): 55,
+    ("dcgan.py", "r3gan.py"): 65,
     ("dcgan.py", "lsgan.py"): 20,
     ("cgan.py", "acgan.py"): 40,
     ("dcgan.py", "fgan.py"): 60,
