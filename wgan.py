@@ -134,7 +134,7 @@ class Critic(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for BatchNorm (authors' code)."""
+    """N(0, 0.02) for convolutions (DCGAN, section 4), N(1, 0.02) for BatchNorm (DCGAN's code)."""
     if isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
