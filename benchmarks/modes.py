@@ -2,14 +2,17 @@
 
     python prepare.py mnist
     python prepare.py stacked-mnist
-    python benchmarks/modes.py                      all scripts without labels, three seeds each
-    python benchmarks/modes.py dcgan --d-width 4    a D that is narrower than G
+    python benchmarks/modes.py                      six scripts, three seeds each
+    python benchmarks/modes.py dcgan --d-width 4    with a D that is narrower than G
 
-Each run is the script itself. A classifier of single digits (evaluate.py's, trained on MNIST) reads
-the three channels of 26,000 samples. The table has the modes, which are the different numbers that
-it found, and the Kullback-Leibler divergence of their shares from the uniform distribution, as in
-VEEGAN (Srivastava et al. 2017) and PacGAN (Lin et al. 2018). The runs stay in --out: a command that
-was interrupted continues, and runs that are there are counted again. docs/modes.md shows the table.
+A run is the script's own main(), and its samples come from averaged weights, as always. The digit
+classifier of evaluate.py reads the three channels of 26,000 samples. The table has the number of
+modes, that is, of different three-digit numbers, and the Kullback-Leibler divergence of their
+shares from 1/1000, as in VEEGAN (Srivastava et al. 2017) and PacGAN (Lin et al. 2018). Even 26,000
+real images have a divergence of 0.02. docs/modes.md shows the table.
+
+Runs are kept in --out: the same command again finishes them, or counts them again. Take another
+--out when you change --steps, --width or --batch-size.
 """
 
 import argparse
@@ -31,8 +34,7 @@ from throughput import print_cells, show
 
 import evaluate
 
-# Learning rates for few steps, as on the scripts' pages. Every G has as many updates.
-# fgan.py is not here: with its default divergence it is dcgan.py.
+# Settings for few steps, as in docs/. fgan.py is left out: its default loss is dcgan.py's.
 OPTIONS = {
     "vanilla_gan": "--lr 1e-3",
     "dcgan": "--lr 1e-3",
@@ -44,15 +46,15 @@ OPTIONS = {
 
 
 @contextlib.contextmanager
-def narrow(script: ModuleType, width: int | None) -> Iterator[None]:
-    """The script with a D of another --width than G's."""
+def with_d_width(script: ModuleType, width: int | None) -> Iterator[None]:
+    """While it lasts, the script's D or critic has this width (None: --width, as G)."""
     if width is None:
         yield
         return
     name = "Critic" if hasattr(script, "Critic") else "Discriminator"
     judge = getattr(script, name)
 
-    def make(channels: int, image_size: int, _: int) -> torch.nn.Module:
+    def make(channels: int, image_size: int, _width: int) -> torch.nn.Module:
         return judge(channels, image_size, width)
 
     with patch.object(script, name, make):
@@ -66,9 +68,9 @@ def read(classifier: torch.nn.Sequential, images: Tensor) -> Tensor:
 
 
 def count_modes(numbers: Tensor) -> tuple[int, float]:
-    """How many of the 1,000 numbers there are, and the divergence of their shares from uniform."""
+    """How many of the 1,000 numbers occur, and the divergence of their shares from 1/1000."""
     share = numbers.bincount(minlength=1000).double() / len(numbers)
-    divergence = share.xlogy(1000 * share).sum().item()  # of share from 1/1000
+    divergence = share.xlogy(1000 * share).sum().item()
     return (share > 0).sum().item(), divergence
 
 
@@ -80,9 +82,10 @@ def draw_run(name: str, seed: int, options: Namespace) -> Tensor:
     argv = [*OPTIONS[name].split(), "--data", options.data / "stacked-mnist-32", "--resume"]
     argv += ["--steps", options.steps, "--batch-size", options.batch_size, "--seed", seed]
     argv += ["--out", out, "--cuda" if options.cuda else "--no-cuda"]
-    if name != "vanilla_gan":  # which has no convolutions
+    if name != "vanilla_gan":  # it has no --width
         argv += ["--width", options.width]
-    with narrow(script, options.d_width), contextlib.redirect_stdout(sys.stderr):
+    table_only = contextlib.redirect_stdout(sys.stderr)
+    with with_d_width(script, options.d_width), table_only:
         script.main([str(word) for word in argv])
         run = evaluate.load_run(out, cuda=options.cuda)
         return evaluate.draw_32(run, options.samples)
@@ -91,18 +94,21 @@ def draw_run(name: str, seed: int, options: Namespace) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("modes.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("scripts", nargs="*", metavar="SCRIPT", help=f"of {', '.join(OPTIONS)} (all)")
-    add("--data", type=Path, default=Path("data"), help="has both sets (%(default)s)")
+    add("scripts", nargs="*", metavar="SCRIPT", help=f"{', '.join(OPTIONS)} (default: all)")
+    add("--data", type=Path, default=Path("data"), help="the folder of both sets (%(default)s)")
     add("--seeds", type=int, default=3, help="runs of each script (%(default)s)")
     add("--steps", type=int, default=3000, help="updates of G (%(default)s)")
-    add("--batch-size", type=int, default=32, help="(%(default)s)")
+    add("--batch-size", type=int, default=32, help="images in a batch (%(default)s)")
     add("--width", type=int, default=32, help="of the convolutional networks (%(default)s)")
-    add("--d-width", type=int, help="of D, if it is another")
-    add("--samples", type=int, default=26_000, help="(%(default)s)")
-    add("--cuda", action="store_true", help="use a GPU")
+    add("--d-width", type=int, help="of D or the critic (as --width)")
+    add("--samples", type=int, default=26_000, help="samples of each run (%(default)s)")
+    has_gpu = torch.cuda.is_available()
+    add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
     add("--out", type=Path, default=Path("runs/modes"), help="for the runs (%(default)s)")
     options = parser.parse_args(argv)
-    names = options.scripts or list(OPTIONS)
+    names = [name.removesuffix(".py") for name in options.scripts] or list(OPTIONS)
+    if not OPTIONS.keys() >= set(names):
+        parser.error(f"the scripts are {', '.join(OPTIONS)}")
     if options.d_width and "vanilla_gan" in names:
         parser.error("vanilla_gan has no --width; name the other scripts")
     mnist = options.data / "mnist-32"
@@ -122,7 +128,8 @@ def main(argv: list[str] | None = None) -> None:
         samples = [draw_run(name, seed, options) for seed in range(options.seeds)]
         found = [count_modes(read(classifier, images)) for images in samples]
         modes, divergences = zip(*found, strict=True)
-        print_cells(f"{name}.py", show(modes, 0), show(divergences, 3))
+        width = f", D of width {options.d_width}" if options.d_width else ""
+        print_cells(f"{name}.py{width}", show(modes, 0), show(divergences, 3))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""All losses on points in the plane, side by side: which modes G finds, and which it leaves out.
+"""The scripts' losses on points in the plane: which modes does G find, and which does it leave out?
 
-    python benchmarks/toys.py grid       25 Gaussians in a square; G and D are small MLPs
-    python benchmarks/toys.py mixture    two Gaussians, and G can only draw one: f-GAN's divergences
+    python benchmarks/toys.py grid       25 Gaussians in a square; every loss
+    python benchmarks/toys.py mixture    two Gaussians and a G that can draw one; fgan.py's losses
 
-Each loss is the train_step of its script, unchanged, with small networks and with points as images
-of 1 x 1 pixel and two channels. All have the same settings but where a paper asks for its own:
-RMSprop and clipping in wgan, five updates of the critic. Prints a table over the seeds and draws
-the first. docs/modes.md and docs/results.md show both. Needs matplotlib.
+Each loss is the train_step of its script, unchanged, with MLPs and with points as images of 1 x 1
+pixel and two channels. All are trained by Adam with betas (0.5, 0.9), but wgan by RMSprop, at a rate
+that is constant for the first half of the steps and then falls to zero. A critic has five updates for
+each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md shows the grid's,
+docs/results.md the mixture's. Needs matplotlib.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from throughput import print_cells, show
 import fgan
 
 Z = 2  # length of z
-LOSSES = {  # the name in the table: the script and its options
+# The row of the table: script and options. Clip and weights of penalties suit points (WGAN-GP's own
+# code has 0.1 for its toys). fgan, gan has the loss of vanilla_gan.
+LOSSES = {
     "vanilla_gan": "vanilla_gan",
     "vanilla_gan, minimax": "vanilla_gan --loss minimax",
     "lsgan, binary": "lsgan --coding binary",
@@ -85,9 +88,10 @@ def grid(count: int) -> Tensor:
     return CENTRES[torch.randint(25, (count,))] + SIGMA * torch.randn(count, 2)
 
 
-LEFT = 0.7  # the share of the left one of two Gaussians, which have
-CENTRE = 1.5  # their centres at (-1.5, 0) and (1.5, 0)
-WIDE = 0.5  # and this standard deviation
+# The mixture of two Gaussians
+CENTRE = 1.5  # they lie around (-CENTRE, 0) and (CENTRE, 0)
+LEFT = 0.7  # the share of the first
+WIDE = 0.5  # the standard deviation of both
 
 
 def mixture(count: int) -> Tensor:
@@ -98,10 +102,10 @@ def mixture(count: int) -> Tensor:
 def train(
     loss: str, data: Callable[[int], Tensor], linear: bool, count: int, options: Namespace
 ) -> Tensor:
-    """Trains a G for each seed with a script's step, all at once. Returns points (seeds, count, 2).
+    """Trains options.seeds pairs of networks at once. Returns points of each G (seeds, count, 2).
 
-    A loss is the mean over all seeds, which divides the gradients of each by their number. Adam and
-    RMSprop do not see that.
+    The loss is the mean over all pairs, so each gradient is divided by their number. The steps of
+    Adam and RMSprop do not depend on such a factor (but for their eps).
     """
     name, *extra = loss.split()
     script = importlib.import_module(name)
@@ -117,10 +121,12 @@ def train(
         if name == "wgan":
             optimizer = torch.optim.RMSprop(network.parameters(), lr=options.lr)
         optimizers.append(optimizer)
-    batches = script.images_per_step(args)
-    labels = torch.zeros(batches)  # no loss here uses them
-    for _ in range(options.steps):
-        real = data(batches)[:, :, None, None]
+    points_per_step = script.images_per_step(args)
+    labels = torch.zeros(points_per_step)  # no loss here uses them
+    for step in range(options.steps):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = options.lr * min(1, 2 - 2 * step / options.steps)
+        real = data(points_per_step)[:, :, None, None]
         script.train_step(networks, optimizers, args, real, labels)
     with torch.no_grad():
         points = networks["generator"](torch.randn(seeds * count, Z))
@@ -128,10 +134,11 @@ def train(
 
 
 def compare(points: Tensor) -> tuple[int, float, float]:
-    """Of points (N, 2): modes, share of good points, reverse divergence, as in PacGAN's table 1.
+    """Of points (N, 2): modes, share of good points, divergence, as in PacGAN (Lin et al. 2018).
 
-    A point is good within three standard deviations of a centre, and a mode is a centre with a good
-    point. The divergence of the modes' shares from 1/25 counts each point at its nearest centre.
+    A point is good within three standard deviations of a centre, and modes are the centres with a
+    good point. For the divergence of the centres' shares from 1/25, every point counts at the
+    nearest one.
     """
     distances, nearest = torch.cdist(points, CENTRES).min(dim=1)
     is_good = distances < 3 * SIGMA
@@ -206,11 +213,11 @@ def draw(panels: dict[str, Tensor], data: Tensor, path: Path, columns: int, half
 
 
 def run_grid(options: Namespace) -> None:
-    print_cells("loss", "modes, of 25", "good points", "reverse divergence")
+    print_cells("loss", "modes, of 25", "good points", "divergence")
     print_cells(*["---"] * 4)
     panels = {}
     for name in options.losses:
-        runs = train(LOSSES[name], grid, False, 2500, options)
+        runs = train(LOSSES[name], grid, linear=False, count=2500, options=options)
         modes, good, divergences = zip(*map(compare, runs), strict=True)
         percents = show([100 * share for share in good], 1)
         print_cells(name, show(modes, 1), f"{percents} %", show(divergences, 2))
@@ -225,7 +232,7 @@ def run_mixture(options: Namespace) -> None:
     panels = {}
     for name in F:
         loss = f"fgan --loss {options.loss} --divergence {name}"
-        runs = train(loss, mixture, True, 10_000, options)
+        runs = train(loss, mixture, linear=True, count=10_000, options=options)
         means = runs[:, :, 0].mean(dim=1).tolist()
         wide, high = runs.std(dim=1).T.tolist()
         mean, std = best_gaussian(name)
@@ -246,13 +253,20 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     toys = {"grid": run_grid, "mixture": run_mixture}
     add("toy", choices=toys, help="25 Gaussians; or two, and a G that draws one")
-    add("--losses", nargs="+", choices=LOSSES, default=LOSSES, metavar="LOSS", help="grid: (all)")
-    add("--seeds", type=int, default=3, help="runs of each loss (%(default)s)")
-    add("--steps", type=int, default=5000, help="updates of G (%(default)s)")
-    add("--batch-size", type=int, default=256, help="points in a batch (%(default)s)")
+    add(
+        "--losses",
+        nargs="+",
+        choices=LOSSES,
+        default=LOSSES,
+        metavar="LOSS",
+        help="of the grid (all)",
+    )
+    add("--seeds", type=int, default=3, help="pairs of networks for each loss (%(default)s)")
+    add("--steps", type=int, default=10_000, help="updates of G (%(default)s)")
+    add("--batch-size", type=int, default=100, help="points in a batch (%(default)s)")
     add("--lr", type=float, default=1e-3, help="learning rate of both networks (%(default)s)")
     add("--width", type=int, default=128, help="of the hidden layers (%(default)s)")
-    add("--loss", choices=["trick", "exact"], default="exact", help="mixture: of G (%(default)s)")
+    add("--loss", choices=["trick", "exact"], default="exact", help="of the mixture (%(default)s)")
     add("--out", type=Path, default=Path("runs/toys"), help="for the picture (%(default)s)")
     options = parser.parse_args(argv)
     toys[options.toy](options)
