@@ -4,10 +4,10 @@
     python benchmarks/toys.py mixture    two Gaussians and a G that can draw one; fgan.py's losses
 
 Each loss is the train_step of its script, unchanged, with MLPs and with points as images of 1 x 1
-pixel and two channels. All are trained by Adam with betas (0.5, 0.9), but wgan by RMSprop, at a rate
-that is constant for the first half of the steps and then falls to zero. A critic has five updates for
-each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md shows the grid's,
-docs/results.md the mixture's. Needs matplotlib.
+pixel and two channels. All are trained by Adam with betas (0.5, 0.9), but wgan by RMSprop. The
+learning rate is constant in the first half of the steps and then falls to zero. A critic has five
+updates for each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md shows
+the grid's, docs/results.md the mixture's. Needs matplotlib.
 """
 
 import argparse
@@ -253,20 +253,15 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     toys = {"grid": run_grid, "mixture": run_mixture}
     add("toy", choices=toys, help="25 Gaussians; or two, and a G that draws one")
-    add(
-        "--losses",
-        nargs="+",
-        choices=LOSSES,
-        default=LOSSES,
-        metavar="LOSS",
-        help="of the grid (all)",
-    )
+    add("--losses", nargs="+", choices=LOSSES, default=LOSSES, metavar="LOSS", help="in grid (all)")
     add("--seeds", type=int, default=3, help="pairs of networks for each loss (%(default)s)")
     add("--steps", type=int, default=10_000, help="updates of G (%(default)s)")
     add("--batch-size", type=int, default=100, help="points in a batch (%(default)s)")
     add("--lr", type=float, default=1e-3, help="learning rate of both networks (%(default)s)")
     add("--width", type=int, default=128, help="of the hidden layers (%(default)s)")
-    add("--loss", choices=["trick", "exact"], default="exact", help="of the mixture (%(default)s)")
+    add(
+        "--loss", choices=["trick", "exact"], default="exact", help="of G, in mixture (%(default)s)"
+    )
     add("--out", type=Path, default=Path("runs/toys"), help="for the picture (%(default)s)")
     options = parser.parse_args(argv)
     toys[options.toy](options)
