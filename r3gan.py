@@ -16,7 +16,7 @@ A Modern GAN Baseline, NeurIPS 2024, https://arxiv.org/abs/2501.05441
 
 --data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
 newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
-On a CPU core --data data/mnist-32 --width 32 --batch-size 32 --lr 1e-3 draws digits in N minutes.
+On a CPU core --data data/mnist-32 --width 32 --batch-size 32 --lr 1e-3 draws digits in 2 minutes.
 
 Differs from the paper: the layers are wgan_gp.py's, where the paper has residual blocks and no
 BatchNorm; gamma, the learning rate and beta2 are constant; images are not augmented.
