@@ -18,8 +18,8 @@ A Modern GAN Baseline, NeurIPS 2024, https://arxiv.org/abs/2501.05441
 newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
 On a CPU core --data data/mnist-32 --width 32 --batch-size 32 --lr 1e-3 draws digits in 2 minutes.
 
-Differs from the paper: the layers are wgan_gp.py's, where the paper has residual blocks and no
-BatchNorm; gamma, the learning rate and beta2 are constant; images are not augmented.
+Differs from the paper: the layers are wgan_gp.py's, with BatchNorm in G and no residual blocks;
+gamma, the learning rate and beta2 are constant; images are not augmented.
 """
 
 import copy
@@ -119,7 +119,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps images (N, channels, S, S) to logits D(x), (N,). The losses see differences alone.
+    """Maps images (N, channels, S, S) to logits D(x), (N,). The losses depend on differences.
 
     Strided convolutions, each but the last followed by LeakyReLU(0.2). No BatchNorm: the penalties
     are on the gradient of each logit at its own image, which other images must not change.
