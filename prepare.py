@@ -167,7 +167,7 @@ def read_cifar10(folder: Path) -> list[np.ndarray]:
 def stack(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (count, 3, 28, 28), whose channels are three random digits, labelled 0 to 999."""
     # RandomState draws the same numbers in every version of NumPy
-    chosen = np.random.RandomState(0).randint(len(images), size=(count, 3))
+    chosen = np.random.RandomState(0).randint(len(images), size=(count, 3), dtype=np.int64)
     return images[chosen, 0], labels[chosen] @ [100, 10, 1]
 
 
