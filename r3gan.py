@@ -3,7 +3,7 @@
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
 # `uv run` installs these packages by itself.
-"""R3GAN: a GAN whose D compares pairs of images, with two gradient penalties.
+"""R3GAN: a GAN whose D compares pairs, with two gradient penalties.
 
 Yiwen Huang, Aaron Gokaslan, Volodymyr Kuleshov, James Tompkin: The GAN is dead; long live the GAN!
 A Modern GAN Baseline, NeurIPS 2024, https://arxiv.org/abs/2501.05441
@@ -64,12 +64,11 @@ def non_negative(text: str) -> float:
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    # The GAN
     add("--batch-size", type=positive_int, default=64, help="images, over all GPUs (default: 64)")
     add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: 2e-4)")
     add("--latent-dim", type=positive_int, default=100, help="length of z (default: 100)")
     add("--width", type=positive_int, default=64, help="channels in D's first layer (default: 64)")
-    add("--gamma", type=non_negative, default=1, help="R1 and R2 weigh gamma/2 (default: 1)")
+    add("--gamma", type=non_negative, default=1, help="R1, R2 weigh gamma/2 (default: 1)")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
     add("--epochs", type=positive_int, help="in total (default: 25 unless --steps is given)")
@@ -119,10 +118,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps images (N, channels, S, S) to logits D(x), (N,). The losses depend on differences.
+    """Maps images (N, channels, S, S) to logits D(x), (N,). Only differences count.
 
     Strided convolutions, each but the last followed by LeakyReLU(0.2). No BatchNorm: the penalties
-    are on the gradient of each logit at its own image, which other images must not change.
+    are on the gradient of each logit at its own image.
     """
 
     def __init__(self, channels: int, image_size: int, width: int = 64) -> None:
@@ -151,7 +150,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def init_discriminator(module: nn.Module) -> None:
-    """He et al. 2015, since no BatchNorm rescales D's signals (authors' code)."""
+    """He et al. 2015 (authors' code), as no BatchNorm rescales signals."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, a=0.2)
         nn.init.zeros_(module.bias)
@@ -199,18 +198,18 @@ def train_step(
     z = torch.randn(len(real), args.latent_dim, device=real.device)
     with torch.no_grad():  # this update must not reach G
         fake = generator(z)
-    real = real.detach().requires_grad_()  # the penalties need gradients at the images
+    real = real.detach().requires_grad_()  # the penalties need these gradients
     fake.requires_grad_()
     real_logits = discriminator(real)
     fake_logits = discriminator(fake)
-    total = real_logits.sum() + fake_logits.sum()  # each depends on its own image alone
+    total = real_logits.sum() + fake_logits.sum()  # each has its own image
     real_grad, fake_grad = torch.autograd.grad(total, [real, fake], create_graph=True)
     r1 = gradient_penalty(real_grad, target=0.0)
     r2 = gradient_penalty(fake_grad, target=0.0)
     d_loss = softplus(fake_logits - real_logits).mean() + args.gamma / 2 * (r1 + r2)
     pairs_right = (real_logits > fake_logits).float().mean()  # 0.5 is chance
     d_optimizer.zero_grad()
-    d_loss.backward(inputs=list(discriminator.parameters()))  # not for the images
+    d_loss.backward()
     d_optimizer.step()
 
     # (2) Update G: minimize softplus(D(x) - D(G(z))), with fresh noise
