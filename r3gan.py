@@ -192,7 +192,7 @@ def train_step(
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     g_optimizer, d_optimizer = optimizers
-    softplus = nn.functional.softplus  # log(1 + exp)
+    softplus = nn.functional.softplus  # log(1 + exp(.))
 
     # (1) Update D: minimize softplus(D(G(z)) - D(x)) + gamma/2 (R1 + R2)
     z = torch.randn(len(real), args.latent_dim, device=real.device)
@@ -202,12 +202,12 @@ def train_step(
     fake.requires_grad_()
     real_logits = discriminator(real)
     fake_logits = discriminator(fake)
-    total = real_logits.sum() + fake_logits.sum()  # each has its image
+    total = real_logits.sum() + fake_logits.sum()  # a logit sees one image
     real_grad, fake_grad = torch.autograd.grad(total, [real, fake], create_graph=True)
     r1 = gradient_penalty(real_grad, target=0.0)
     r2 = gradient_penalty(fake_grad, target=0.0)
     d_loss = softplus(fake_logits - real_logits).mean() + args.gamma / 2 * (r1 + r2)
-    pairs_right = (real_logits > fake_logits).float().mean()  # 0.5 is chance
+    pairs_right = (real_logits > fake_logits).float().mean()
     d_optimizer.zero_grad()
     d_loss.backward()
     d_optimizer.step()
