@@ -6,8 +6,9 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, call
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = r"(?:benchmarks/)?\w+\.py"
@@ -52,3 +53,31 @@ def test_the_data_of_the_commands_are_made_by_a_command_on_the_page_or_in_the_re
     for program, *words in commands(page):
         data = dict(itertools.pairwise(words)).get("--data", "digits")
         assert data in made or program in ("evaluate.py", "benchmarks/speedrun.py"), (program, data)
+
+
+@cache
+def python_blocks() -> list[str]:
+    """The Python code in docs/usage.md that uses a trained generator, in order."""
+    text = (ROOT / "docs" / "usage.md").read_text("utf-8")
+    section = text.split("\n## Copy a script")[1].split("\n## ")[0]
+    return re.findall(r"(?s)```python\n(.*?)```", section)
+
+
+def test_the_code_that_draws_from_a_checkpoint_runs(data) -> None:
+    call("dcgan.py", "--data", data, "--out", "runs/dcgan-1", *TINY)
+    names = {}
+    exec(python_blocks()[0], names)
+    assert names["images"].shape == (16, 3, 8, 8)
+
+
+def test_the_code_that_exports_to_onnx_runs_and_the_file_draws_the_same(data) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    reference = pytest.importorskip("onnx.reference", reason="onnx is not installed")
+    call("dcgan.py", "--data", data, "--out", "runs/dcgan-1", *TINY)
+    names = {}
+    exec(python_blocks()[0], names)
+    exec(python_blocks()[2], names)
+    z = names["z"][:3]  # fewer than were exported
+    drawn = reference.ReferenceEvaluator("dcgan.onnx").run(None, {"z": z.numpy()})[0]
+    expected = names["generator"](z).detach().numpy()
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-5)

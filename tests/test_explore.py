@@ -143,6 +143,12 @@ def test_a_folder_without_a_run_is_one_clear_line(refused) -> None:
     assert "nothing/checkpoint.pt does not exist" in refused("explore.py", "nothing", code=1)
 
 
+def test_the_page_without_a_generator_is_not_overwritten(finished, refused) -> None:
+    run = finished("dcgan.py")
+    assert "overwrite" in refused("explore.py", run, "--out", ROOT / "explore.html", code=1)
+    assert ">null</script>" in (ROOT / "explore.html").read_text("utf-8")
+
+
 def test_the_sources_stay_small() -> None:
     assert len((ROOT / "explore.py").read_bytes()) <= 9_000
     assert len((ROOT / "explore.html").read_bytes()) <= 14_000
