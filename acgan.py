@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.10", "numpy", "pillow>=10.1", "tqdm"]
 # ///
-# `uv run` installs these packages by itself.
+# `uv run` installs these.
 """ACGAN: a GAN with an auxiliary classifier, whose D is not told the class but names it.
 
 Augustus Odena, Christopher Olah, Jonathon Shlens: Conditional Image Synthesis with Auxiliary
@@ -13,11 +13,11 @@ Classifier GANs, ICML 2017, https://arxiv.org/abs/1610.09585
 L_S is the log-likelihood of the true source, real or fake, L_C that of the true class. G maximizes
 log D(G(z|y)) in place of -L_S, as in cgan.py.
 
-    python acgan.py --epochs 25        trains on built-in digits, on a GPU if there is one
-    torchrun --nproc-per-node 8 acgan.py --out runs/big        trains on eight GPUs
+    python acgan.py --epochs 25    trains on built-in digits, on a GPU if there is one
+    torchrun --nproc-per-node 8 acgan.py --out runs/big    trains on eight GPUs
 
---data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the
-newest run or --out; --generate 64 writes 64 images from it; --help lists all options.
+--data data/mnist-32 trains on what `python prepare.py mnist` made; --resume continues the newest
+run; --generate 64 draws 64 images from it.
 --data data/mnist-32 --batch-size 32 --lr 1e-3 --amp draws digits in a minute on two CPU cores.
 
 Differs from the paper: all but D's input and output is as in cgan.py.
@@ -30,7 +30,7 @@ import math
 import os
 import sys
 import time
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def zero_to_one(text: str) -> float:  # for learning rates and decays
+def zero_to_one(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise ValueError
     return float(text)
@@ -60,25 +60,24 @@ def zero_to_one(text: str) -> float:  # for learning rates and decays
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     # The GAN, by default with DCGAN's settings (section 4)
-    add("--batch-size", type=positive_int, default=128, help="images, over all GPUs (default: 128)")
-    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (default: 2e-4)")
-    add("--latent-dim", type=positive_int, default=100, help="length of z (default: 100)")
-    add("--width", type=positive_int, default=64, help="channels in D's first layer (default: 64)")
+    add("--batch-size", type=positive_int, default=128, help="images, over all GPUs (128)")
+    add("--lr", type=zero_to_one, default=2e-4, help="learning rate (2e-4)")
+    add("--latent-dim", type=positive_int, default=100, help="length of z (100)")
+    add("--width", type=positive_int, default=64, help="channels in D's first layer (64)")
     add("--label", metavar="NAME", help="with --generate: of this class only")
     # The run
     add("--data", default="digits", help="a folder from prepare.py (default: built-in digits)")
-    add("--epochs", type=positive_int, help="in total (default: 25 unless --steps is given)")
-    add("--steps", type=positive_int, help="updates of G in total (default: no limit)")
+    add("--epochs", type=positive_int, help="in total (25 unless --steps is given)")
+    add("--steps", type=positive_int, help="updates of G in total (no limit)")
     add("--out", help="folder of the run (default: the first free of runs/NAME-1, ...)")
     add("--resume", action="store_true", help="continue --out, or the newest run in runs/")
     add("--generate", type=positive_int, metavar="N", help="write N images of --out or the newest")
-    add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (default: 0.999)")
-    add("--seed", type=int, default=0, help="for weights, noise and image order (default: 0)")
-    add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv")
-    add("--sample-every", type=positive_int, default=200, help="steps between pictures")
-    # The machine (each also has a --no- form)
-    has_gpu = torch.cuda.is_available()
-    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="train on a GPU")
+    add("--ema", type=zero_to_one, default=0.999, help="decay of G's average (0.999)")
+    add("--seed", type=int, default=0, help="for weights, noise and image order (0)")
+    add("--log-every", type=positive_int, default=50, help="steps between rows of metrics.csv (50)")
+    add("--sample-every", type=positive_int, default=200, help="steps between pictures (200)")
+    # The machine; each has a --no- form
+    add("--cuda", action=BooleanOptionalAction, default=torch.cuda.is_available(), help="use a GPU")
     add("--graph", action=BooleanOptionalAction, default=True, help="use CUDA graphs on a GPU")
     add("--amp", action=BooleanOptionalAction, default=False, help="bfloat16; a CPU needs AVX-512")
 
@@ -208,7 +207,7 @@ def train_step(
     return metrics | {"class_fake": class_fake, "d_loss": d_loss, "g_loss": g_loss}
 
 
-# Hooks for the plumbing, which is shared by all GANs here
+# Hooks for the plumbing, which all GANs share
 CONDITIONAL = True  # whether the networks take labels
 
 
@@ -255,7 +254,7 @@ def digits(count: int = 20_000, size: int = 32) -> tuple[Tensor, Tensor]:
     fonts = [ImageFont.load_default(points) for points in range(smallest, size)]
     images = np.empty((count, 1, size, size), np.uint8)
     labels = rng.integers(10, size=count)
-    for i in range(count):
+    for i in tqdm(range(count), "digits", leave=False):
         canvas = Image.new("L", (size, size))
         center = tuple(rng.normal(size / 2, size / 20, 2))
         font = fonts[rng.integers(len(fonts))]
@@ -463,10 +462,14 @@ def train(args: Namespace, checkpoint: dict) -> None:
         if not checkpoint:
             args.out = str(make_run(args))
         run = Path(args.out)
+        print(f"{len(images):,} images, {steps_per_epoch} steps an epoch")
+        print(f"Steps {first_step} to {last_step} on {args.device}, pictures in {run}/samples")
+        if first_step >= last_step:
+            print("This run is done. More --steps or --epochs extend it.")
+            return
+        print(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
-        print(f"{run}: {len(images):,} images, {steps_per_epoch} steps an epoch")
-        print(f"Steps {first_step} to {last_step} on {args.device}")
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
     for step in bar:
         epoch, batch = divmod(step, steps_per_epoch)
@@ -515,8 +518,6 @@ def train(args: Namespace, checkpoint: dict) -> None:
             progress = {"script": SCRIPT, "args": vars(args), "data_sizes": data_sizes}
             progress |= {"step": done, "metrics": csv_text, "unlogged": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
-            if step == first_step:
-                bar.write(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
 
 
 def find_checkpoint(args: Namespace) -> Path:
@@ -531,7 +532,7 @@ def find_checkpoint(args: Namespace) -> Path:
 
 def parse_args(argv: list[str] | None = None) -> tuple[Namespace, dict]:
     """The options, and the checkpoint to continue from ({} for a new run)."""
-    parser = ArgumentParser()
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args(argv)
     checkpoint = {}

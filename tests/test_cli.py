@@ -52,7 +52,9 @@ def files(folder: Path = Path()) -> dict[Path, int]:
 def test_help_shows_all_options(script: str, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         call(script, "--help")
-    found = re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out)
+    help_text = capsys.readouterr().out
+    assert f"    python {script} --epochs 25    trains on built-in digits" in help_text
+    found = re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", help_text)
     own = [option.partition("=")[0] for option in OWN[script].split()]
     assert sorted(found) == sorted(COMMON.split() + own)
 
@@ -252,7 +254,9 @@ def test_the_plain_command_trains_on_the_built_in_digits() -> None:
     process = start(run_file, ROOT / "dcgan.py", *TINY, "--width", 2)
     process.join(100)
     assert process.exitcode == 0, Path("out.txt").read_text()
-    assert "20,000 images, 5000 steps an epoch\nSteps 0 to " in Path("out.txt").read_text()
+    output = Path("out.txt").read_text()
+    assert "20,000 images, 5000 steps an epoch\nSteps 0 to 2 on cpu" in output
+    assert f"pictures in {Path('runs/dcgan-1/samples')}\n" in output
     assert Path("runs/dcgan-1/checkpoint.pt").exists()
 
 

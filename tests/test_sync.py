@@ -19,7 +19,7 @@ from conftest import BANNER, EACH_SCRIPT, ROOT, SCRIPTS
 # The budgets
 SCRIPT_BYTES = 28_000
 DCGAN_BYTES = 27_000
-PLUMBING_BYTES = 17_000
+PLUMBING_BYTES = 17_200
 TOKENS_PER_LINE = 10.5  # below the banner
 LINES_PER_FUNCTION = 100
 CHANGED_LINES = {  # on each side of a diff

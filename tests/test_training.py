@@ -279,6 +279,18 @@ def test_a_typed_end_replaces_both_old_ones_and_steps_alone_have_no_epochs(data:
     assert read("long")["step"] == 30  # although 25 epochs end at 25
 
 
+@pytest.mark.parametrize("end", [[], ["--steps", 5], ["--epochs", 1]])
+def test_a_run_that_is_done_says_so_and_stays_as_it_is(end, data: Path, capsys) -> None:
+    run = train("dcgan.py", data, "--steps", 7)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    resume("dcgan.py", *end)  # without an error, so that a cluster does not start it again
+    assert capsys.readouterr().out.endswith(
+        "This run is done. More --steps or --epochs extend it.\n"
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_resume_takes_the_newest_run_or_begins_one_in_out(data: Path, whole) -> None:
     for name, age in (("dcgan-1", 10), ("dcgan-2", 20), ("dcgan-10", 30), ("cgan-1", 0)):
         run = train(f"{name.split('-')[0]}.py", data, "--steps", 7, run=f"runs/{name}")
