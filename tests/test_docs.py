@@ -1,28 +1,41 @@
-"""The commands in README.md and docs/: their programs, options and data exist."""
+"""The commands in README.md and docs/: they are valid, and a newcomer's run in order."""
 
 import itertools
 import re
 import shlex
-from functools import cache
+from argparse import ArgumentParser
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, call
+import torch
+from conftest import ROOT, SCRIPTS, TINY, call, load, make_data
+from PIL import Image
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = r"(?:benchmarks/)?\w+\.py"
 
 
+def split_words(line: str) -> list[str]:
+    """The words of a command. A comment follows a #, a description two spaces or more."""
+    return shlex.split(re.split(r"  +| #", line)[0])
+
+
+@cache
+def lines(page: Path) -> list[list[str]]:
+    """The words of each command that stands on a line of its own."""
+    text = re.sub(r" *\\\n *", " ", page.read_text("utf-8"))  # \ continues a line
+    start = r"(?m)(?:^(?: {4})?|&& )(?:\S*python|torchrun .*?)"
+    return [split_words(line) for line in re.findall(rf"{start} ({PROGRAM}[^&`\n]*)", text)]
+
+
 @cache
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command that stands on a line of its own, or as `code` with options."""
-    text = page.read_text("utf-8").replace("\\\n", " ")
-    start = r"(?m)(?:^(?: {4})?|&& )(?:\S*python|torchrun .*?)"
-    lines = re.findall(rf"{start} ({PROGRAM}[^&`\n]*)", text)
-    lines += re.findall(rf"`(?:python )?({PROGRAM} [^`]*)`", text.replace("\n", " "))
-    # A comment follows a #, a description two spaces or more
-    return [shlex.split(re.split(r"  +| #", line)[0]) for line in lines]
+    """The words of each command on a line of its own, and of each in `code` with options."""
+    text = page.read_text("utf-8").replace("\n", " ")
+    inline = re.findall(rf"`(?:python )?({PROGRAM} [^`]*)`", text)
+    return [*lines(page), *map(split_words, inline)]
 
 
 def test_commands_are_found() -> None:
@@ -38,6 +51,49 @@ def test_programs_and_options_of_the_commands_exist(page: Path) -> None:
         options |= {option.replace("--", "--no-", 1) for option in options} | {"--help"}
         typed = {word.split("=")[0] for word in words if word.startswith("--")}
         assert typed <= options, (program, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_scripts_take_the_values_of_their_options(page: Path) -> None:
+    for program, *argv in commands(page):
+        if program in SCRIPTS and "--help" not in argv:
+            parser = ArgumentParser(exit_on_error=False)
+            load(program).add_options(parser)
+            parser.parse_args(argv)
+
+
+def save_photos(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (20, 20 + i), (40 * i, 80, 120)).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("name", ["README", "usage", *(x.removesuffix(".py") for x in SCRIPTS)])
+def test_the_commands_of_a_page_run_in_order_with_few_steps_on_tiny_data(name, monkeypatch) -> None:
+    page = next(page for page in PAGES if page.stem == name)
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    for script in SCRIPTS:  # drawing the real digits takes seconds
+        digits = partial(tuple, [images, torch.arange(64) % 10])
+        monkeypatch.setattr(load(script), "digits", digits)
+    for folder in ("photos/cats", "photos/dogs", "horses"):
+        save_photos(Path(folder))
+    Path("docs/images").mkdir(parents=True)
+    for program, *argv in lines(page):
+        if program in SCRIPTS and "--generate" in argv:
+            call(program, *argv, "--generate", 8)
+        elif program in SCRIPTS and "--resume" in argv and "--out" not in argv:
+            call(program, *argv, "--steps", 3)
+        elif program in SCRIPTS:
+            width = [] if program == "vanilla_gan.py" else ["--width", 2]
+            call(program, *argv, *TINY, *width)
+        elif program == "prepare.py" and argv[0] in ("mnist", "cifar10"):
+            size = dict(itertools.pairwise(argv)).get("--image-size", 32)
+            make_data(Path(f"data/{argv[0]}-{size}"), classes="0123456789")
+        elif argv[0] == "score":
+            call(program, *argv, "--samples", 20)
+        elif "RUN" not in argv and "NAME|FOLDER|ZIP" not in argv:
+            call(program, *argv)
+    assert list(Path("runs").glob("*/checkpoint.pt"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
