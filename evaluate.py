@@ -77,7 +77,7 @@ def load_run(folder: str | Path, data: str | None = None, cuda: bool = False) ->
     """Loads a run without executing anything in its folder, so that a stranger's run is safe."""
     path = Path(folder, "checkpoint.pt")
     if not path.exists():
-        sys.exit(f"{path} does not exist.")
+        sys.exit(f"{path} does not exist. Name the folder of a run.")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     name = checkpoint.get("script")
     scripts = find_scripts()

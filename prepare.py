@@ -126,7 +126,8 @@ def fetch(name: str, file: str, folder: Path) -> Path:
         except Exception as error:  # try the next mirror
             problems.append(f"{url}: {error}")
     files = ", ".join(f"{each}.gz" for each in SETS[name])
-    sys.exit(f"Cannot download {name} ({'; '.join(problems)}). Put {files} into {folder}.")
+    place = f"Put {files} into {folder}, or name the folder that they are in with --downloads."
+    sys.exit(f"Cannot download {name} ({'; '.join(problems)}). {place}")
 
 
 def read_file(path: Path) -> bytes:
@@ -572,7 +573,10 @@ def main(argv: list[str] | None = None) -> None:
     if count < 1000:
         hint = "" if args.mirror else " --mirror doubles their number."
         print(f"With fewer than about 1,000 images D memorizes them.{hint}")
-    print(f"Train on it: {training_command(out, count, size)}")
+    command = training_command(out, count, size)
+    print(f"Train on it: {command}")
+    if (out / "classes.txt").exists() and "dcgan.py" in command:
+        print("It has classes: with cgan.py in place of dcgan.py you can ask for one.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ run; --generate 64 draws 64 images from it.
 On a CPU core --data data/mnist-32 --width 32 --batch-size 32 --lr 1e-3 draws digits in 2 minutes.
 
 Differs from the paper: the layers are wgan_gp.py's, with BatchNorm in G and no residual blocks;
-gamma, the learning rate and beta2 are constant; images are not augmented.
+gamma, the learning rate and beta2 are constant; no augmentation.
 """
 
 import copy
@@ -443,7 +443,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
     _, args.channels, args.image_size, _ = images.shape
     step_size = images_per_step(args)  # over all processes
     if step_size > len(images):
-        sys.exit(f"--batch-size: a step takes {step_size} of {len(images)} images.")
+        sys.exit(f"A step takes {step_size} of {len(images)} images: lower --batch-size.")
     if args.batch_size % WORLD_SIZE:
         sys.exit(f"--batch-size must be a multiple of the {WORLD_SIZE} processes.")
     data_sizes = [len(images), step_size]  # which images a step gets depends on both
@@ -461,7 +461,6 @@ def train(args: Namespace, checkpoint: dict) -> None:
 
     steps_per_epoch = len(images) // step_size  # the last, partial batch is dropped
     first_step = checkpoint.get("step", 0)
-    # parse_args() sets one limit or both
     last_step = min((args.epochs or math.inf) * steps_per_epoch, args.steps or math.inf)
     csv_text = checkpoint.get("metrics", "")
     # Metrics not yet in a row; it may span a restart
@@ -480,7 +479,6 @@ def train(args: Namespace, checkpoint: dict) -> None:
         if first_step >= last_step:
             print("This run is done. More --steps or --epochs extend it.")
             return
-        print(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
         (run / "samples").mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(vars(args), indent=2))
     bar = tqdm(range(first_step, last_step), SCRIPT, disable=RANK > 0)
@@ -510,7 +508,7 @@ def train(args: Namespace, checkpoint: dict) -> None:
         row_due = done % args.log_every == 0 or done == last_step
         save_due = time.monotonic() - last_save > SAVE_EVERY or done == last_step
         if (row_due or save_due) and not all_finite(networks):
-            sys.exit(f"Weights are not finite at step {done}. A lower --lr may help.")
+            sys.exit(f"Weights are not finite at step {done}. Try a lower --lr.")
         if row_due:
             means = torch.stack(unlogged).mean(0).tolist()
             columns = {name: f"{mean:.6g}" for name, mean in zip(metrics, means, strict=True)}
@@ -531,6 +529,8 @@ def train(args: Namespace, checkpoint: dict) -> None:
             progress = {"script": SCRIPT, "args": vars(args), "data_sizes": data_sizes}
             progress |= {"step": done, "metrics": csv_text, "unlogged": unlogged}
             save_checkpoint(run, networks, optimizers, progress)
+            if step == first_step:
+                bar.write(f'To resume: python {SCRIPT}.py --resume --out "{run}"')
 
 
 def find_checkpoint(args: Namespace) -> Path:

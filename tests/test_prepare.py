@@ -181,7 +181,8 @@ def test_without_network_one_line_says_which_files_to_put_where(pages, refused) 
     pages.clear()
     line = refused("prepare.py", "mnist", "--downloads", "data/here", code=1)
     assert "no network" in line
-    assert line.endswith(f"Put {', '.join(gzipped(mnist_files()))} into {Path('data/here/mnist')}.")
+    files = ", ".join(gzipped(mnist_files()))
+    assert f"Put {files} into {Path('data/here/mnist')}, or name" in line
 
 
 def test_first_level_subfolders_are_the_classes() -> None:
@@ -419,6 +420,14 @@ def test_the_output_is_named_after_the_source(capsys) -> None:
     assert said[4].startswith("That takes about 1 minute on")
     sheet = Image.open("data/my photos.v1-32/preview.png")
     assert (sheet.size, sheet.getpixel((255, 255))) == ((256, 256), RED)
+
+
+def test_who_has_classes_is_told_of_cgan(capsys) -> None:
+    photos = make_images(Path("photos"), ["cats", "dogs"])
+    call("prepare.py", photos)
+    assert "with cgan.py in place of dcgan.py" in capsys.readouterr().out.splitlines()[-1]
+    call("prepare.py", photos, "--image-size", 28)  # which cgan.py cannot have
+    assert "cgan.py" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
