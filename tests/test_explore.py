@@ -149,6 +149,14 @@ def test_the_page_without_a_generator_is_not_overwritten(finished, refused) -> N
     assert ">null</script>" in (ROOT / "explore.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("page", ["cgan-mnist", "r3gan-cifar10"])
+def test_the_pages_in_docs_are_those_of_today(page) -> None:
+    text = (ROOT / "docs" / "explore" / f"{page}.html").read_text("utf-8")
+    assert len(text) < 3_000_000
+    empty = re.sub(r"(id=\"model\">).*(</script>)", r"\1null\2", text)
+    assert empty == (ROOT / "explore.html").read_text("utf-8")
+
+
 def test_the_sources_stay_small() -> None:
     assert len((ROOT / "explore.py").read_bytes()) <= 9_000
     assert len((ROOT / "explore.html").read_bytes()) <= 14_000
