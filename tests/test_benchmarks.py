@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, call, load, make_data
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import claims
+import few
+import mistakes
 import modes
 import speedrun
 import throughput
 import toys
+
+import evaluate
 
 TINY = ["--data", "tiny", "--out", "out", "--batch-size", "4", "--seeds", "1"]
 TINY += ["--samples", "20", "--steps", "8"]
@@ -184,3 +189,54 @@ def test_variants_differ_from_each_other_and_leave_the_script_as_it_was() -> Non
         kinds[str([networks, optimizers, images])] = kind
         assert (images.shape, discriminator(images).shape) == ((5, 1, 16, 16), (5,))
     assert list(kinds.values()) == list(ALL)
+
+
+def test_few_chooses_as_many_of_each_class_and_the_smaller_sets_are_in_the_larger() -> None:
+    labels = np.random.default_rng(1).permutation(np.arange(100) % 4)
+    small, large = few.choose(labels, 8), few.choose(labels, 40)
+    assert np.bincount(labels[large]).tolist() == [10] * 4
+    assert np.bincount(labels[small]).tolist() == [2] * 4
+    assert set(small) < set(large)
+
+
+@pytest.mark.parametrize("script", ["dcgan", "r3gan"])
+def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "train_classifier", lambda *_: None)  # it takes seconds
+    source = make_data(Path("source"))
+    tiny = ["--steps", "3", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
+    few.main([script, "--data", "source", "--counts", "6", "10", *tiny])
+    table = capsys.readouterr().out
+    rows = re.findall(r"^\| (\d+) \| (\w+) (?:\| [\d.]+%? ){6}\|$", table, re.MULTILINE)
+    assert rows == [("6", "no"), ("6", "yes"), ("10", "no"), ("10", "yes")]
+    images, part = (np.load(folder / "images.npy") for folder in (source, Path("runs/few/data/6")))
+    whole = {image.tobytes() for image in images}
+    assert len({image.tobytes() for image in part} & whole) == 6
+    both = np.load("runs/few/data/6-mirror/images.npy")
+    np.testing.assert_array_equal(both, np.concatenate([part, part[..., ::-1]]))
+    with Image.open(f"runs/few/{script}.png") as picture:
+        assert picture.size == (10 * 8, 4 * 2 * 8)
+    monkeypatch.setattr(few, "train", None)  # fails if it is called
+    few.main([script, "--data", "source", "--counts", "6", "10", *tiny])
+    assert capsys.readouterr().out == table
+
+
+def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_nothing(
+    capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(evaluate, "train_classifier", lambda *_: None)
+    make_data(Path("data/mnist-32"))
+    tiny = ["--steps", "2", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
+    mistakes.main(tiny)
+    table = capsys.readouterr().out
+    rows = re.findall(r"^\| ([^|]+) (?:\| -?[\d.]+ ){6}\|$", table, re.MULTILINE)
+    assert rows == list(mistakes.MISTAKES)
+    weights = {}
+    for path in Path("runs/mistakes").glob("*/run/checkpoint.pt"):
+        state = torch.load(path, weights_only=True)["generator"]
+        weights[path.parts[2]] = torch.cat([x.flatten() for x in state.values()])
+    assert len(weights) == len(mistakes.MISTAKES)
+    right = weights.pop("none")
+    same = [name for name, found in weights.items() if torch.equal(found, right)]
+    assert same == ["fakes-not-detached"]
+    with Image.open("runs/mistakes/mistakes.png") as picture:
+        assert picture.size == (8 * 32, len(rows) * 32)

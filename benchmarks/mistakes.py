@@ -1,0 +1,138 @@
+"""What the common mistakes look like: dcgan.py with one mistake at a time.
+
+    python prepare.py mnist
+    python benchmarks/mistakes.py                    all of them, some minutes each
+    python benchmarks/mistakes.py "images in [0, 1]"
+
+Each mistake is a change of a line or a few of dcgan.py's text, below, of the kind that people make
+when they write a GAN of their own. The changed script trains by its own main(). The table has the
+last row of metrics.csv and the scores of evaluate.py, the picture in --out eight samples of each.
+docs/troubleshooting.md shows both.
+
+Runs are kept in --out: the same command again scores what is there. Take another --out when you
+change the other options.
+"""
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from throughput import print_cells
+
+import dcgan
+import evaluate
+
+PASSES = """\
+    real_logits = discriminator(real)
+    fake_logits = discriminator(fake)
+"""
+MISTAKES = {  # name: texts of dcgan.py, each with what takes its place
+    "none": {},
+    "images in [0, 1]": {"real.div_(127.5).sub_(1)": "real.div_(255)"},
+    "a sigmoid before a loss that takes logits": {
+        "return self.layers(x).flatten()": "return self.layers(x).flatten().sigmoid()"
+    },
+    "G's gradients not cleared": {"    g_optimizer.zero_grad()\n": ""},
+    "D's gradients not cleared after G's step": {
+        "    d_optimizer.zero_grad()\n": "",
+        "    d_optimizer.step()\n": "    d_optimizer.step()\n    d_optimizer.zero_grad()\n",
+        "g_loss.backward(inputs=list(generator.parameters()))": "g_loss.backward()",
+    },
+    "real and fake in one batch": {
+        PASSES: "    logits = discriminator(torch.cat([real, fake]))\n"
+        "    real_logits, fake_logits = logits.chunk(2)\n"
+    },
+    "the same noise at every step": {
+        "z = torch.randn(len(real), args.latent_dim, device=real.device)": "z = torch.randn("
+        "len(real), args.latent_dim, generator=torch.Generator().manual_seed(0)).to(real.device)"
+    },
+    "fakes not detached": {"with torch.no_grad():  # this": "if True:  # this"},
+    "Adam's default beta1": {"betas=(0.5, 0.999)": "betas=(0.9, 0.999)"},
+    "G trained on D's labels": {
+        "g_loss = bce(logits, torch.ones_like": "g_loss = bce(logits, torch.zeros_like"
+    },
+    "PyTorch's default weights": {
+        "    generator.apply(init_weights)\n": "",
+        "    discriminator.apply(init_weights)\n": "",
+    },
+}
+
+
+def with_mistake(name: str, folder: Path) -> ModuleType:
+    """dcgan.py with this mistake, as a module. Its text is kept in the folder."""
+    source = Path(dcgan.__file__).read_text("utf-8")
+    for old, new in MISTAKES[name].items():
+        if old not in source:
+            raise ValueError(f"dcgan.py has no {old!r} any more")
+        source = source.replace(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "dcgan.py"
+    path.write_text(source, "utf-8")
+    spec = importlib.util.spec_from_file_location("dcgan_with_mistake", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(name: str, options: Namespace) -> evaluate.Run:
+    """The run with this mistake; it is trained unless it is there."""
+    folder = options.out / name.replace(" ", "-").translate({ord(c): None for c in "[],'"})
+    argv = ["--data", options.data, "--width", options.width, "--batch-size", options.batch_size]
+    argv += ["--lr", options.lr, "--steps", options.steps, "--seed", options.seed]
+    argv += ["--no-graph"]  # so that a mistake need not be fit for recording
+    argv += ["--out", folder / "run", "--resume", "--cuda" if options.cuda else "--no-cuda"]
+    with_mistake(name, folder).main([str(word) for word in argv])
+    return evaluate.load_run(folder / "run", cuda=options.cuda)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("mistakes.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("names", nargs="*", metavar="MISTAKE", help=f"{'; '.join(MISTAKES)} (default: all)")
+    add("--data", type=Path, default=Path("data/mnist-32"), help="with labels (%(default)s)")
+    add("--steps", type=int, default=1000, help="updates of G (%(default)s)")
+    add("--batch-size", type=int, default=32, help="images in a batch (%(default)s)")
+    add("--width", type=int, default=32, help="of both networks (%(default)s)")
+    add("--lr", type=float, default=1e-3, help="learning rate (%(default)s)")
+    add("--seed", type=int, default=0, help="of the runs (%(default)s)")
+    add("--samples", type=int, default=5000, help="samples of each run (%(default)s)")
+    has_gpu = torch.cuda.is_available()
+    add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
+    add("--out", type=Path, default=Path("runs/mistakes"), help="for the runs (%(default)s)")
+    options = parser.parse_args(argv)
+    names = options.names or list(MISTAKES)
+    if unknown := set(names) - MISTAKES.keys():
+        parser.error(f"{unknown.pop()!r} is not one of: {'; '.join(MISTAKES)}")
+    judge, rows, tiles = None, [], []
+    for name in names:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output has the table only
+            run = train(name, options)
+            if judge is None:
+                part, _, _ = evaluate.split_data(run)
+                judge = evaluate.Judge(part, len(run.args.classes), run.args.device)
+            samples = evaluate.draw_32(run, options.samples)
+        tiles.append(samples[:8])
+        metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]
+        columns = [metrics[key] for key in ("D(x)", "D(G(z))", "d_loss", "g_loss")]
+        found = judge(samples)
+        cells = [f"{float(value):.2f}" for value in columns]
+        rows.append([name, *cells, f"{found['frechet']:.1f}", f"{found['diversity']:.2f}"])
+    print_cells("mistake", "D(x)", "D(G(z))", "d_loss", "g_loss", "Frechet", "diversity")
+    print_cells(*["---"] * 7)
+    for row in rows:
+        print_cells(*row)
+    path = options.out / "mistakes.png"
+    dcgan.to_picture(evaluate.to_floats(torch.cat(tiles)), columns=8).save(path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
