@@ -10,7 +10,7 @@
     python evaluate.py interpolate RUN    a picture and a film of what lies between two samples
     python evaluate.py film RUN           the run's sample pictures as an animation
     python evaluate.py curves RUN...      metrics.csv as a plot (needs matplotlib)
-    python evaluate.py fid RUN            prints the commands that compute FID with torch-fidelity
+    python evaluate.py fid RUN            FID, KID, precision, recall (needs torch-fidelity)
 
 RUN is a folder written by one of the training scripts. Keep this file beside them: it imports the
 script of a run to rebuild the networks. docs/evaluate.md explains how to read each figure.
@@ -21,8 +21,6 @@ import hashlib
 import importlib
 import inspect
 import math
-import shlex
-import shutil
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 BANNER = "\n# ----------------------- Plumbing"  # only scripts have this line
@@ -535,23 +534,59 @@ def curves(options: Namespace) -> None:
     print(path)
 
 
+class Pictures(Dataset):
+    """Images uint8 (N, C, S, S), one at a time and in three channels, as torch-fidelity asks."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[i].expand(3, -1, -1)
+
+
 def fid(options: Namespace) -> None:
-    """Writes training images to RUN/real and prints the commands that compute FID."""
-    run = load_run(options.run, options.data)
-    images = load_training_data(run).images
-    count = min(options.samples, len(images))
-    real = run.folder / "real"
-    shutil.rmtree(real, ignore_errors=True)
-    real.mkdir()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    for i in tqdm(order[:count].tolist(), str(real)):
-        picture = run.script.to_picture(to_floats(images[i : i + 1]))
-        picture.save(real / f"{i:06d}.png")
-    out = shlex.quote(str(run.folder))
-    device = "--gpu 0" if torch.cuda.is_available() else "--cpu"
-    print(f"python {run.script.__name__}.py --generate {count} --out {out}")
-    inputs = f"--input1 {out}/generated --input2 {out}/real"
-    print(f"fidelity {device} --fid --samples-find-deep {inputs}")
+    """FID, KID, Inception score, precision and recall, by torch-fidelity."""
+    run = load_run(options.run, options.data, options.cuda)
+    try:
+        from torch_fidelity import calculate_metrics
+    except ImportError as error:
+        sys.exit(f"fid needs torch-fidelity: pip install torch-fidelity ({error})")
+    if options.against == "test":
+        _, (real, _), text = split_data(run)
+    else:
+        real, text = load_training_data(run).images, "the training images"
+    count = min(options.samples, len(real))
+    # Files may be in the order of their classes
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
+    real = real[order[:count]]
+    samples = torch.cat([to_bytes(images) for images in run.draw(count)])
+    print(f"real        {count:,} of {text}")
+    print(f"samples     {count:,} of {run.folder}", flush=True)
+    found = calculate_metrics(
+        input1=Pictures(samples),
+        input2=Pictures(real),
+        cuda=options.cuda,
+        **{"fid": True, "kid": True, "isc": True, "prc": True},
+        kid_subset_size=min(1000, count),
+        feature_extractor="inception-v3-compat",  # else precision and recall need another network
+        feature_layer_prc="2048",
+        feature_extractor_weights_path=options.weights,
+        save_cpu_ram=True,  # no processes to load what is in memory
+        cache=False,
+    )
+    kid, kid_error, inception, inception_error = (
+        found[f"{name}_{part}"]
+        for name in ("kernel_inception_distance", "inception_score")
+        for part in ("mean", "std")
+    )
+    print(f"FID         {found['frechet_inception_distance']:.2f}")
+    print(f"KID         {kid:.5f} +- {kid_error:.5f}")
+    print(f"IS          {inception:.2f} +- {inception_error:.2f}")
+    print(f"precision   {found['precision']:.3f}")
+    print(f"recall      {found['recall']:.3f}")
 
 
 def sample_count(text: str) -> int:
@@ -577,7 +612,11 @@ def parse_args(argv: list[str] | None) -> Namespace:
             add("--samples", type=sample_count, default=10_000, help="(default: 10,000)")
         if name in ("score", "parzen", "neighbours", "fid"):
             add("--data", help="where the data are now (default: where they were in training)")
-        if name in ("score", "parzen", "neighbours", "interpolate"):
+        if name == "fid":
+            choices = ("test", "train")
+            add("--against", choices=choices, default="test", help="real images (default: test)")
+            add("--weights", metavar="FILE", help="Inception's, where they cannot be downloaded")
+        if name in ("score", "parzen", "neighbours", "interpolate", "fid"):
             has_gpu = torch.cuda.is_available()
             add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
         if name == "curves":

@@ -1,10 +1,12 @@
 """evaluate.py: its figures against closed forms, its commands on a run of each script."""
 
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -207,7 +209,7 @@ def test_every_command_takes_a_run_of_every_script(script: str, finished, run) -
     cache.mkdir(exist_ok=True)
     Path("data").mkdir()
     Path("data/cache").symlink_to(cache)
-    for command in ("score", "parzen", "fid"):
+    for command in ("score", "parzen"):
         call("evaluate.py", command, out, "--samples", 6)
     for command in ("neighbours", "interpolate", "film", "curves"):
         call("evaluate.py", command, out)
@@ -277,18 +279,64 @@ def test_curves_overlays_runs_of_different_columns() -> None:
     assert Image.open("both.png").height > 1.5 * Image.open("one/curves.png").height
 
 
-def test_fid_writes_the_images_as_the_gan_saw_them(run, capsys) -> None:
+def test_fid_gives_torch_fidelity_samples_and_as_many_real_images(run, capsys, monkeypatch) -> None:
+    given = {}
+
+    def calculate_metrics(**options: object) -> dict[str, float]:
+        given.update(options)
+        kid, inception = "kernel_inception_distance", "inception_score"
+        names = ["frechet_inception_distance", f"{kid}_mean", f"{kid}_std", f"{inception}_mean"]
+        names += [f"{inception}_std", "precision", "recall"]
+        return {name: i + 0.5 for i, name in enumerate(names)}
+
+    stand_in = SimpleNamespace(calculate_metrics=calculate_metrics)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", stand_in)
     out = run("cgan.py")
-    call("evaluate.py", "fid", out, "--samples", 5)
-    images = evaluate.load_training_data(evaluate.load_run(out)).images
-    for file in (out / "real").iterdir():
-        expected = images[int(file.stem)].permute(1, 2, 0)
-        assert np.array_equal(np.asarray(Image.open(file)), expected)
-    generate, fidelity = capsys.readouterr().out.splitlines()[-2:]
-    assert fidelity.endswith(f"--input1 {out}/generated --input2 {out}/real")
-    _, script, *options = generate.split()
-    call(script, *options)
-    assert [len(list((out / name).rglob("*.png"))) for name in ("real", "generated")] == [5, 5]
+    loaded = evaluate.load_run(out)
+    images = evaluate.load_training_data(loaded).images
+    _, held_out, _ = evaluate.split_data(loaded)
+    samples = torch.cat([evaluate.to_bytes(x) for x in loaded.draw(7)])
+    for against, real in (("test", held_out.images), ("train", images)):
+        call("evaluate.py", "fid", out, "--samples", 7, "--against", against, "--weights", "w.pt")
+        first, second = (torch.stack([*given[key]]) for key in ("input1", "input2"))
+        assert torch.equal(first, samples)
+        rows = {x.numpy().tobytes() for x in real}
+        assert len({x.numpy().tobytes() for x in second} & rows) == len(second) == 7
+        assert given["feature_extractor_weights_path"] == "w.pt"
+        words = re.findall(r"^(\w+) +([\d.]+)", capsys.readouterr().out, re.MULTILINE)[-5:]
+        expected = ["FID 0.50", "KID 1.50000", "IS 3.50", "precision 5.500", "recall 6.500"]
+        assert [" ".join(pair) for pair in words] == expected
+
+
+def test_fid_names_what_has_to_be_installed(refused, finished, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert "pip install torch-fidelity" in refused(
+        "evaluate.py", "fid", finished("dcgan.py"), code=1
+    )
+
+
+def test_fid_by_torch_fidelity_is_zero_for_the_same_images(run, capsys, monkeypatch) -> None:
+    """With weights that the test makes, of the right shapes: Inception's must be downloaded."""
+    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network = inception.FeatureExtractorInceptionV3
+    torch.manual_seed(0)
+    torch.save({}, "none.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "load_state_dict", lambda *_: None)
+        stand_in = network("stand-in", ["2048"], "none.pt")
+    for weight in stand_in.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.kaiming_normal_(weight)  # so that features do not vanish
+    torch.save(stand_in.state_dict(), "weights.pt")
+    out = run("dcgan.py")
+    _, held_out, _ = evaluate.split_data(evaluate.load_run(out))
+    distances = []
+    for samples in (held_out.images, held_out.images.flip(2)):
+        monkeypatch.setattr(evaluate.Run, "draw", lambda *_, x=samples: [evaluate.to_floats(x)])
+        call("evaluate.py", "fid", out, "--weights", "weights.pt")
+        distances += re.findall(r"^FID +(-?[\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    same, other = map(float, distances)
+    assert abs(same) < 0.01 < other
 
 
 def test_bad_usage_is_refused(refused, monkeypatch) -> None:
