@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
                 part, _, _ = evaluate.split_data(run)
                 judge = evaluate.Judge(part, len(run.args.classes), run.args.device)
             samples = evaluate.draw_32(run, options.samples)
-        tiles.append(samples[:8])
+        tiles.append(samples[-8:])  # the first ones are of a noise that one mistake trains on
         metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]
         columns = [metrics[key] for key in ("D(x)", "D(G(z))", "d_loss", "g_loss")]
         found = judge(samples)
