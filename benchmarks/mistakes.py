@@ -46,6 +46,13 @@ MISTAKES = {  # name: texts of dcgan.py, each with what takes its place
         "    d_optimizer.step()\n": "    d_optimizer.step()\n    d_optimizer.zero_grad()\n",
         "g_loss.backward(inputs=list(generator.parameters()))": "g_loss.backward()",
     },
+    "fakes detached in G's step, too": {
+        "logits = discriminator(generator(z))": "logits = discriminator(generator(z).detach())",
+        "g_loss.backward(inputs=list(generator.parameters()))": "g_loss.backward()",
+    },
+    "D's weights not in its optimizer": {
+        "d_optimizer = optim.Adam(discriminator": "d_optimizer = optim.Adam(generator"
+    },
     "real and fake in one batch": {
         PASSES: "    logits = discriminator(torch.cat([real, fake]))\n"
         "    real_logits, fake_logits = logits.chunk(2)\n"
@@ -54,15 +61,15 @@ MISTAKES = {  # name: texts of dcgan.py, each with what takes its place
         "z = torch.randn(len(real), args.latent_dim, device=real.device)": "z = torch.randn("
         "len(real), args.latent_dim, generator=torch.Generator().manual_seed(0)).to(real.device)"
     },
-    "fakes not detached": {"with torch.no_grad():  # this": "if True:  # this"},
-    "Adam's default beta1": {"betas=(0.5, 0.999)": "betas=(0.9, 0.999)"},
     "G trained on D's labels": {
         "g_loss = bce(logits, torch.ones_like": "g_loss = bce(logits, torch.zeros_like"
     },
+    "Adam's default beta1": {"betas=(0.5, 0.999)": "betas=(0.9, 0.999)"},
     "PyTorch's default weights": {
         "    generator.apply(init_weights)\n": "",
         "    discriminator.apply(init_weights)\n": "",
     },
+    "fakes not detached in D's step": {"with torch.no_grad():  # this": "if True:  # this"},
 }
 
 

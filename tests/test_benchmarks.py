@@ -239,6 +239,6 @@ def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_not
     assert len(weights) == len(mistakes.MISTAKES)
     right = weights.pop("none")
     same = [name for name, found in weights.items() if torch.equal(found, right)]
-    assert same == ["fakes-not-detached"]
+    assert same == ["fakes-not-detached-in-Ds-step"]
     with Image.open("runs/mistakes/mistakes.png") as picture:
         assert picture.size == (8 * 32, len(rows) * 32)
