@@ -1,6 +1,7 @@
-// Stands in for CUDA, so that csrc/cuda.cu itself runs on the CPU: slowly, but index for index as on a GPU. The test
-// that uses it rewrites kernel<<<blocks, threads, 0, stream>>>(arguments) to run(waits, blocks, threads,
-// kernel)(arguments), where waits tells whether the kernel's threads wait for each other.
+// Stands in for CUDA, so that csrc/cuda.cu itself runs on the CPU: slowly, but index for index as
+// on a GPU. The test that uses it rewrites kernel<<<blocks, threads, 0, stream>>>(arguments) to
+// run(waits, blocks, threads, kernel)(arguments), where waits tells whether the kernel's threads
+// wait for each other.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -41,7 +42,7 @@ constexpr int kLanes = 32;
 
 // What the threads of a block share. Blocks run one after the other.
 struct Block {
-    explicit Block(int threads) : all(threads), slots(threads) {
+    explicit Block(int threads) : all(threads), slots(2 * threads) {
         for (int i = 0; i < threads / kLanes; ++i) {
             warps.push_back(std::make_unique<std::barrier<>>(kLanes));
         }
@@ -55,18 +56,21 @@ inline Block* block;
 
 inline void __syncthreads() { block->all.arrive_and_wait(); }
 
+// Every other call has other slots, so that none is written while a lane may still read it: between
+// two calls that share slots each lane has waited for all others.
 template <typename A>
 A __shfl_down_sync(unsigned, A value, int offset) {
-    auto& warp = *block->warps[threadIdx.x / kLanes];
-    block->slots[threadIdx.x] = value;
-    warp.arrive_and_wait();
+    thread_local bool is_odd = false;
+    is_odd = !is_odd;
+    double* slots = block->slots.data() + (is_odd ? block->slots.size() / 2 : 0);
+    slots[threadIdx.x] = value;
+    block->warps[threadIdx.x / kLanes]->arrive_and_wait();
     const unsigned source = threadIdx.x + offset;
-    const A result = source / kLanes == threadIdx.x / kLanes ? static_cast<A>(block->slots[source]) : value;
-    warp.arrive_and_wait();
-    return result;
+    return source / kLanes == threadIdx.x / kLanes ? static_cast<A>(slots[source]) : value;
 }
 
-// A kernel whose threads wait for each other gets a CPU thread for each of a block, which goes through all blocks.
+// A kernel whose threads wait for each other gets a CPU thread for each of a block, which goes
+// through all blocks.
 template <typename Kernel>
 auto run(bool waits, unsigned blocks, int threads, Kernel kernel) {
     return [=](const auto&... arguments) {
