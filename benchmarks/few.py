@@ -13,8 +13,8 @@ would have. `memorised` counts near copies of training images among the samples,
 does. The picture in --out has ten samples of each run above the nearest training image of each.
 docs/troubleshooting.md shows the table.
 
-Runs are kept in --out: the same command again reads what they left. Take another --out when you
-change --steps, --width or --batch-size.
+Runs are kept in --out: the same command again reads what they left. Take another
+--out when you change the other options.
 """
 
 import argparse
