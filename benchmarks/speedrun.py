@@ -1,20 +1,32 @@
 """Time to quality, as a race: seconds of training until a script's samples reach a stated score.
 
-    python benchmarks/speedrun.py                             all five races, three seeds each
+    python benchmarks/speedrun.py                             all six races, three seeds each
     python benchmarks/speedrun.py cgan --options "--lr 5e-4"  other options of the script
-    python benchmarks/speedrun.py --final                     judged by the test images
+    python benchmarks/speedrun.py cgan --final --options "--lr 5e-4" --record "half the rate"
+    python benchmarks/speedrun.py --table                     the records, as in docs/speedrun.md
 
 Needs the folders mnist-28 and mnist-32 that prepare.py makes of MNIST, in --data. The first 50,000
 training images train and the other 10,000 judge. With --final all 60,000 train and the test images
-judge, so that no setting is chosen by what the last table is measured on.
+judge, so that no setting is chosen by what a record is measured on.
 
 Each run is the script itself, stopped and resumed (--steps, --resume) and scored at every stop as
 by evaluate.py, but against the judging images. The seconds are the script's own (the column
-"seconds"): they contain neither the scoring nor the start of the script.
+"seconds"): they contain neither the scoring nor the start of the script. Without --options a script
+runs with those of its newest record.
+
+--record writes results/speedrun/SCRIPT-N.jsonl: a line that describes the record, then a line for
+each score. Machines differ, so the seconds of the record before are estimated on this one: its
+steps times the seconds of a step, measured with its options before each seed. The new one counts if
+its slowest seed is faster than that.
 """
 
 import argparse
 import csv
+import datetime
+import hashlib
+import json
+import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -33,12 +45,12 @@ from throughput import print_cells
 import evaluate
 
 ROOT = Path(evaluate.__file__).parent
+RECORDS = ROOT / "results" / "speedrun"
 
 
 class Race(NamedTuple):
-    """Quick options, the steps after which samples are scored, and the score that ends the race."""
+    """The steps after which samples are scored, and the score that ends the race."""
 
-    options: str
     first: int  # the first score
     every: int  # steps from one score to the next
     most: int  # the last score
@@ -47,14 +59,54 @@ class Race(NamedTuple):
 
 
 RACES = {
-    "vanilla_gan": Race("--batch-size 64 --lr 1e-3", 3000, 500, 8000, frechet=60),
-    "dcgan": Race("--batch-size 32 --lr 2e-3", 800, 200, 3000, frechet=20),
-    "cgan": Race("--batch-size 32 --lr 1e-3", 1000, 100, 3000, frechet=5, accuracy=0.95),
-    "wgan": Race("--batch-size 32 --lr 5e-4 --n-critic 2 --clip 0.05", 1200, 200, 4000, frechet=40),
-    "wgan_gp": Race("--batch-size 32 --lr 1e-3", 600, 100, 1600, frechet=20),
+    "vanilla_gan": Race(3000, 500, 8000, frechet=60),
+    "dcgan": Race(1000, 100, 3000, frechet=20),
+    "cgan": Race(1000, 100, 3000, frechet=5, accuracy=0.95),
+    "wgan": Race(1000, 100, 4000, frechet=40),
+    "wgan_gp": Race(500, 100, 1600, frechet=20),
+    "r3gan": Race(700, 100, 3000, frechet=20),
 }
 DIVERSITY = 0.95  # at least, in every race
 RAREST = 0.05  # the share of the rarest digit, at least
+STEPS_TO_TIME = 100  # with the options of the record before
+
+
+def records_of(script: str) -> list[Path]:
+    """The files of a script's records, the oldest first."""
+    files = RECORDS.glob(f"{script}-*.jsonl")
+    return sorted(files, key=lambda file: int(file.stem.removeprefix(f"{script}-")))
+
+
+def load_record(file: Path) -> tuple[dict, list[dict]]:
+    """What describes a record, and the score that ended each seed's race."""
+    about, *rows = map(json.loads, file.read_text("utf-8").splitlines())
+    last = {row["seed"]: row for row in rows}
+    return about, list(last.values())
+
+
+def newest_record(script: str) -> dict:
+    """What describes the newest record of a script."""
+    about, _ = load_record(records_of(script)[-1])
+    return about
+
+
+def numerics_of(script: str) -> str:
+    """A sum of the values that tests/golden.json has for a script: another one, other results."""
+    golden = json.loads((ROOT / "tests" / "golden.json").read_text("utf-8"))
+    return hashlib.sha256(json.dumps(golden[f"{script}.py"]).encode()).hexdigest()[:12]
+
+
+def describe_machine(cuda: bool) -> str:
+    if cuda:
+        return torch.cuda.get_device_name()
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux, where platform knows no model
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text(), re.MULTILINE)
+        model = found[1] if found else model
+    return (
+        f"{torch.get_num_threads()} threads of {model}, {torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 def split(data: Path, folder: Path) -> Path:
@@ -97,32 +149,96 @@ def train(script: str, steps: int, options: str, seed: int, data: Path, out: Pat
     return float(last_row["seconds"])
 
 
-def drive(
-    script: str, race: Race, seed: int, data: Path, judge: evaluate.Judge, options: Namespace
-) -> float:
-    """Runs a race and prints a row at each stop. Returns the seconds, or inf if it is given up."""
-    out = options.out.resolve() / f"{script}-{seed}"
-    shutil.rmtree(out, ignore_errors=True)
-    machine = "--cuda" if options.cuda else "--no-cuda --amp"
-    seconds = 0.0
-    for steps in range(race.first, race.most + 1, race.every):
-        seconds += train(script, steps, f"{race.options} {machine}", seed, data, out)
-        run = evaluate.load_run(str(out), cuda=options.cuda)
-        labels = run.labels(options.samples) if run.script.CONDITIONAL else None
-        found = judge(evaluate.draw_32(run, options.samples), labels)
-        print_cells(
-            script,
-            seed,
-            steps,
-            f"{seconds:.0f}",
-            f"{found['frechet']:.2f}",
-            f"{found['rarest']:.1%}",
-            f"{found['diversity']:.2f}",
-            f"{found['accuracy']:.1%}" if "accuracy" in found else "-",
-        )
-        if is_reached(race, found):
-            return seconds
-    return float("inf")
+class Runner:
+    """Runs a script's races on one set of data, with one judge."""
+
+    def __init__(self, script: str, data: Path, options: Namespace) -> None:
+        self.script, self.data, self.options = script, data, options
+        self.race = RACES[script]
+        self.judge = make_judge(data, options.cuda)
+        self.machine = "--cuda" if options.cuda else "--no-cuda"
+        if options.amp:
+            self.machine += " --amp"
+
+    def step_seconds(self, words: str) -> float:
+        """The time of a step with other options, by a short run."""
+        with tempfile.TemporaryDirectory() as home:
+            out = Path(home, "run")
+            options = f"{words} {self.machine} --log-every {STEPS_TO_TIME // 2}"
+            seconds = train(self.script, STEPS_TO_TIME, options, 0, self.data, out)
+            first_row, *_ = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+            return (seconds - float(first_row["seconds"])) / (
+                STEPS_TO_TIME - int(first_row["step"])
+            )
+
+    def drive(self, words: str, seed: int) -> list[dict]:
+        """Runs a race and prints a row at each stop. Returns the rows."""
+        out = self.options.out.resolve() / f"{self.script}-{seed}"
+        shutil.rmtree(out, ignore_errors=True)
+        seconds = 0.0
+        rows = []
+        for steps in range(self.race.first, self.race.most + 1, self.race.every):
+            seconds += train(self.script, steps, f"{words} {self.machine}", seed, self.data, out)
+            run = evaluate.load_run(str(out), cuda=self.options.cuda)
+            labels = run.labels(self.options.samples) if run.script.CONDITIONAL else None
+            found = self.judge(evaluate.draw_32(run, self.options.samples), labels)
+            row = {"seed": seed, "step": steps, "seconds": round(seconds, 1)}
+            for name in ("frechet", "rarest", "diversity", "accuracy"):
+                if name in found:
+                    row[name] = round(found[name], 4)
+            row["reached"] = is_reached(self.race, found)
+            rows.append(row)
+            print_cells(
+                self.script,
+                seed,
+                steps,
+                f"{seconds:.0f}",
+                f"{found['frechet']:.2f}",
+                f"{found['rarest']:.1%}",
+                f"{found['diversity']:.2f}",
+                f"{found['accuracy']:.1%}" if "accuracy" in found else "-",
+            )
+            if row["reached"]:
+                break
+        return rows
+
+
+def race_seconds(rows: list[dict]) -> float:
+    """Seconds to the target, or inf if it was not reached."""
+    return rows[-1]["seconds"] if rows[-1]["reached"] else float("inf")
+
+
+def write_record(about: dict, rows: list[dict]) -> Path:
+    script = about["script"]
+    number = len(records_of(script)) + 1
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    file = RECORDS / f"{script}-{number}.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [about, *rows]), "utf-8")
+    return file
+
+
+def print_records() -> None:
+    """The table of docs/speedrun.md, from the files."""
+    heads = ["script", "", "date", "what changed", "options", "steps", "seconds", "the one before"]
+    print_cells(*heads, "machine")
+    print_cells(*["---"] * (len(heads) + 1))
+    for script in RACES:
+        for number, file in enumerate(records_of(script), 1):
+            about, ends = load_record(file)
+            seconds = [end["seconds"] for end in ends]
+            steps = ", ".join(f"{end['step']:,}" for end in ends)
+            before = f"{about['before']:.0f}" if about["before"] else ""
+            print_cells(
+                f"{script}.py",
+                f"[{number}](../results/speedrun/{file.name})",
+                about["date"],
+                about["change"],
+                f"`{about['options']}`",
+                steps,
+                f"**{statistics.median(seconds):.0f}** ({', '.join(f'{s:.0f}' for s in seconds)})",
+                before,
+                about["machine"],
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,41 +246,66 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("scripts", nargs="*", default=list(RACES), metavar="SCRIPT", help=f"of {', '.join(RACES)}")
     add("--data", type=Path, default=Path("data"), help="has mnist-28 and mnist-32 (%(default)s)")
-    add("--options", help="options of the script, instead of the quick ones")
+    add("--options", help="options of the script (default: those of its newest record)")
     add("--seeds", type=int, default=3, help="number of runs (%(default)s)")
     add("--samples", type=int, default=10_000, help="number of samples to score (%(default)s)")
     add("--final", action="store_true", help="train on all training images, judge by test images")
+    add("--record", metavar="WHAT", help="write a record, with this text for what changed")
+    add("--table", action="store_true", help="print the table of records and stop")
     has_gpu = torch.cuda.is_available()
-    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU, without --amp")
+    add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
+    is_fast = not has_gpu and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    add("--amp", action=BooleanOptionalAction, default=is_fast, help="bfloat16 (with AVX-512: yes)")
     add("--out", type=Path, default=Path("runs/speedrun"), help="for the runs (%(default)s)")
     options = parser.parse_args(argv)
-    device = f"{torch.get_num_threads()} threads"
-    if options.cuda:
-        device = torch.cuda.get_device_name()
+    if options.table:
+        print_records()
+        return
+    if options.record and not (options.final and options.seeds == 3):
+        parser.error("a record needs --final and three seeds")
     judges = "test" if options.final else "held-out training"
-    print(f"torch {torch.__version__}, {device}; judged by {judges} images\n")
+    machine = describe_machine(options.cuda)
+    print(f"torch {torch.__version__}, {machine}; judged by {judges} images\n")
     print_cells("script", "seed", "step", "seconds", "Frechet", "rarest", "diversity", "as asked")
     print_cells(*["---"] * 8)
     lines = []
     with tempfile.TemporaryDirectory() as home:
         for script in options.scripts:
-            race = RACES[script]
-            if options.options is not None:
-                race = race._replace(options=options.options)
             data = options.data.resolve() / ("mnist-28" if script == "vanilla_gan" else "mnist-32")
             if not options.final:
                 data = split(data, Path(home, script))
-            judge = make_judge(data, options.cuda)
-            seeds = range(options.seeds)
-            times = [drive(script, race, seed, data, judge, options) for seed in seeds]
-            goal = f"<= {race.frechet:g}"
-            accuracy = f">= {race.accuracy:.0%}" if race.accuracy else "-"
-            line = [f"{script}.py", f"`{race.options}`", goal, accuracy]
-            line += [", ".join(f"{time:.0f}" for time in times), f"{statistics.median(times):.0f}"]
+            runner = Runner(script, data, options)
+            files = records_of(script)
+            if files:
+                before, ends = load_record(files[-1])
+            elif not options.options:
+                parser.error(f"{script} has no record: it needs --options")
+            words = options.options or before["options"]
+            races, step_times = [], []
+            for seed in range(options.seeds):
+                if options.record and files:
+                    step_times.append(runner.step_seconds(before["options"]))
+                races.append(runner.drive(words, seed))
+            seconds = [race_seconds(rows) for rows in races]
+            line = [f"{script}.py", f"`{words}`", ", ".join(f"{x:.0f}" for x in seconds)]
+            line.append(f"{statistics.median(seconds):.0f}")
+            if options.record:
+                seconds_before = None
+                if files:
+                    steps_before = statistics.median(end["step"] for end in ends)
+                    seconds_before = round(steps_before * statistics.median(step_times), 1)
+                about = {"script": script, "date": str(datetime.date.today())}
+                about |= {"change": options.record, "options": words, "amp": options.amp}
+                about |= {"machine": machine, "torch": torch.__version__}
+                about |= {"numerics": numerics_of(script), "before": seconds_before}
+                file = write_record(about, [row for rows in races for row in rows])
+                counts = max(seconds) < (seconds_before or float("inf"))
+                print(f"{file}: {'it counts' if counts else 'not fast enough to count'}")
+                line.append(seconds_before or "-")
             lines.append(line)
     print()
-    print_cells("script", "options", "Frechet", "as asked", "seconds, each seed", "median")
-    print_cells(*["---"] * 6)
+    print_cells("script", "options", "seconds, each seed", "median", "the record before, here")
+    print_cells(*["---"] * 5)
     for line in lines:
         print_cells(*line)
 

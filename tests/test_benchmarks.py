@@ -20,6 +20,7 @@ import claims
 import few
 import mistakes
 import modes
+import peers
 import speedrun
 import throughput
 import toys
@@ -74,22 +75,100 @@ def run_here(command: list[str], **_: object) -> None:
     call(Path(command[1]).name, *command[2:])
 
 
-def test_speedrun_trains_until_the_goal_is_reached_or_gives_up(capsys, monkeypatch) -> None:
+def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch, tmp_path) -> None:
     data = make_data(Path("data/mnist-32"))
     for name in ("images", "labels"):
         np.save(data / f"test_{name}.npy", np.load(data / f"{name}.npy")[::2])
     # After so short a training real figures would say nothing
     good = {"accuracy": 1.0, "diversity": 1.0, "rarest": 0.1}
-    scores = [good | {"frechet": frechet} for frechet in (10.0, 40.0, 30.0)]
+    scores = [good | {"frechet": frechet} for frechet in (10.0, 40.0, 11.0, 12.0, 40.0, 30.0)]
     monkeypatch.setattr(speedrun.evaluate.Judge, "__call__", Mock(side_effect=scores))
-    monkeypatch.setattr(speedrun.subprocess, "run", run_here)
-    race = speedrun.Race("--batch-size 4 --width 2", 1, 1, 2, frechet=12, accuracy=0.9)
-    monkeypatch.setitem(speedrun.RACES, "cgan", race)
-    speedrun.main(["cgan", "--final", "--seeds", "2", "--samples", "20", "--no-cuda"])
+    monkeypatch.setattr(speedrun, "subprocess", Mock(run=run_here))
+    monkeypatch.setattr(speedrun, "RECORDS", tmp_path)
+    monkeypatch.setattr(speedrun, "STEPS_TO_TIME", 4)
+    monkeypatch.setitem(speedrun.RACES, "cgan", speedrun.Race(1, 1, 2, frechet=12, accuracy=0.9))
+    first = {"script": "cgan", "change": "", "options": "--batch-size 4 --width 2", "date": ""}
+    first |= {"amp": False, "machine": "", "before": None}
+    row = {"seed": 0, "step": 10**6, "seconds": 1.0, "reached": True}  # on a faster machine
+    speedrun.write_record(first, [row])
+    speedrun.main(["cgan", "--final", "--samples", "20", "--no-cuda", "--record", "less of it"])
     out = capsys.readouterr().out
     stops = re.findall(r"^\| cgan \| (\d \| \d) \| \d+ \| [\d.]+ \| 10.0% \|", out, re.MULTILINE)
-    assert stops == ["0 | 1", "1 | 1", "1 | 2"]
-    assert re.search(r"\| \d+, inf \| inf \|$", out)
+    assert stops == ["0 | 1", "1 | 1", "1 | 2", "2 | 1"]
+    assert f"{tmp_path}/cgan-2.jsonl: it counts" in out
+    about, ends = speedrun.load_record(tmp_path / "cgan-2.jsonl")
+    assert about["numerics"] == speedrun.numerics_of("cgan")
+    assert about["options"] == first["options"]
+    assert [(end["seed"], end["step"], end["frechet"]) for end in ends] == [
+        (0, 1, 10.0),
+        (1, 2, 11.0),
+        (2, 1, 12.0),
+    ]
+    speedrun.main(["cgan", "--final", "--samples", "20", "--no-cuda", "--seeds", "1"])
+    assert re.search(r"\| inf \| inf \|$", capsys.readouterr().out)  # it gives up
+    speedrun.main(["--table"])
+    assert len(re.findall(r"^\| cgan.py \|", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+def test_the_table_of_records_is_what_the_files_hold_and_the_newest_are_of_todays_scripts(
+    capsys,
+) -> None:
+    speedrun.main(["--table"])
+    table = capsys.readouterr().out
+    assert table in (ROOT / "docs" / "speedrun.md").read_text("utf-8")
+    for script in speedrun.RACES:
+        assert speedrun.newest_record(script)["numerics"] == speedrun.numerics_of(script)
+
+
+PEER = """
+import argparse, torch
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch_size", type=int, default=4)
+parser.add_argument("--latent_dim", type=int, default=3)
+opt = parser.parse_args()
+labelled = torch.nn.Embedding(10, 3)
+linear = torch.nn.Linear(3, 32 * 32)
+class G(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.labels, self.linear = labelled, linear
+    def forward(self, z, labels):
+        return self.linear(z * self.labels(labels)).tanh().view(-1, 1, 32, 32)
+generator = G()
+others = torch.nn.Linear(1, 1)
+g_optimizer = torch.optim.SGD(generator.parameters(), 0.1)
+d_optimizer = torch.optim.SGD(others.parameters(), 0.1)
+while True:
+    for optimizer in (d_optimizer, d_optimizer, g_optimizer):
+        optimizer.step()
+        print("a line")
+"""
+
+
+def test_a_peer_is_stopped_in_time_and_its_own_updates_and_samples_count(capsys, tmp_path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "gan.py").write_text(PEER)
+    peer = peers.Peer("theirs/gan.py", "--batch_size 8", takes_labels=True)
+    here = Path.cwd()
+    seconds, updates, variables = peers.run_peer(peer, tmp_path, 0.2)
+    assert 0.2 <= seconds < 2
+    assert updates > 1
+    assert (Path.cwd(), capsys.readouterr().out) == (here, "")
+    samples = peers.draw_peer(peer, variables, torch.arange(20) % 10)
+    assert (samples.shape, samples.dtype) == ((20, 1, 32, 32), torch.uint8)
+    optimizer = variables["g_optimizer"]
+    optimizer.step()  # no longer timed
+
+
+def test_images_that_go_by_way_of_another_size_come_back_blurred_but_in_place() -> None:
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images[0, 0, 10:20, 12:16] = 255
+    assert torch.equal(peers.by_way_of(images, 28), images)
+    for size in (32, 64):
+        back = peers.by_way_of(images, size)
+        assert not torch.equal(back, images)
+        assert (back.float() - images.float()).abs().mean() < 4
 
 
 def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
