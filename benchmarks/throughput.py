@@ -2,9 +2,11 @@
 
     python benchmarks/throughput.py                          all scripts
     python benchmarks/throughput.py dcgan wgan --seconds 60 --width 32 --image-size 64
+    python benchmarks/throughput.py cgan --width 32 --batch-size 32     as in docs/speedrun.md
 
-Each script trains on the built-in digits in float32 and in bfloat16 (--amp), on a GPU as a CUDA
-graph and in float32 also without one. These take turns in one process until the seconds are over:
+Each script trains on the built-in digits in float32 and in bfloat16 (--amp; not on a CPU without
+AVX-512, where it is slow), on a GPU as a CUDA graph and in float32 also without one. These take
+turns in one process until the seconds are over:
 
     script      the script's own loop, with data, metrics, averaged weights, pictures, checkpoints
     floor       its train_step alone, on one batch that stays where it is; on a GPU as a CUDA graph
@@ -231,7 +233,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
     add("--image-size", type=int, default=32, help="side of the digits (%(default)s)")
     add("--width", type=int, default=64, help="of the convolutional networks (%(default)s)")
+    add("--batch-size", type=int, help="images in a batch (default: the script's own)")
     add("--seconds", type=float, default=30, help="for each row (%(default)s)")
+    is_fast = has_gpu or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    add("--amp", action=argparse.BooleanOptionalAction, default=is_fast, help="also in bfloat16")
     add("--json", type=Path, metavar="FILE", help="keeps the seconds of each turn")
     bench = parser.parse_args(argv)
     rows = {"float32": [], "bfloat16": ["--amp"]}
@@ -242,6 +247,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
         torch.backends.cudnn.benchmark = True  # as in the scripts
         torch.set_float32_matmul_precision("high")
+    if not bench.amp:
+        del rows["bfloat16"]
     machine = f"torch {torch.__version__}, {device}"
     print(f"{machine}, {bench.image_size} pixels, width {bench.width}\n")
     ratios = [" / ".join(names) for names in RATIOS]
@@ -256,6 +263,8 @@ def main(argv: list[str] | None = None) -> None:
             common = ["--data", data, "--cuda" if bench.cuda else "--no-cuda"]
             if module.SCRIPT != "vanilla_gan":
                 common += ["--width", str(bench.width)]
+            if bench.batch_size:
+                common += ["--batch-size", str(bench.batch_size)]
             for name, extra in rows.items():
                 row = print_row(module, name, [*common, *extra], bench.seconds)
                 record["rows"].append(row)

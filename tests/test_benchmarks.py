@@ -38,8 +38,9 @@ def test_throughput_compares_a_script_with_its_floor_and_the_textbook(capsys, mo
     monkeypatch.setattr(load("dcgan.py"), "digits", lambda size: digits(256, size))
     monkeypatch.setattr(throughput, "CPU_TURN", 0.01)
     sizes = ["--image-size", "8", "--width", "2", "--seconds", "0.1", "--no-cuda"]
+    sizes += ["--batch-size", "16", "--amp"]
     throughput.main(["dcgan", *sizes])
-    pattern = r"^\| dcgan.py \| 128 \| (\w+) \| [\d,]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$"
+    pattern = r"^\| dcgan.py \| 16 \| (\w+) \| [\d,]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$"
     rows = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     assert rows == ["float32", "bfloat16"]
     assert load("dcgan.py").tqdm.__name__ == "tqdm"  # the script is itself again
