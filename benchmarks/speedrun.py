@@ -104,9 +104,9 @@ def describe_machine(cuda: bool) -> str:
     if cpuinfo.exists():
         found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text(), re.MULTILINE)
         model = found[1] if found else model
-    return (
-        f"{torch.get_num_threads()} threads of {model}, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"{threads} thread{plural} of {model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def split(data: Path, folder: Path) -> Path:
@@ -219,25 +219,22 @@ def write_record(about: dict, rows: list[dict]) -> Path:
 
 def print_records() -> None:
     """The table of docs/speedrun.md, from the files."""
-    heads = ["script", "", "date", "what changed", "options", "steps", "seconds", "the one before"]
+    heads = ["record", "date", "what changed", "options", "steps", "seconds", "the one before"]
     print_cells(*heads, "machine")
     print_cells(*["---"] * (len(heads) + 1))
     for script in RACES:
         for number, file in enumerate(records_of(script), 1):
             about, ends = load_record(file)
             seconds = [end["seconds"] for end in ends]
-            steps = ", ".join(f"{end['step']:,}" for end in ends)
-            before = f"{about['before']:.0f}" if about["before"] else ""
             print_cells(
-                f"{script}.py",
-                f"[{number}](../results/speedrun/{file.name})",
+                f"[{script} {number}](../results/speedrun/{file.name})",
                 about["date"],
                 about["change"],
                 f"`{about['options']}`",
-                steps,
-                f"**{statistics.median(seconds):.0f}** ({', '.join(f'{s:.0f}' for s in seconds)})",
-                before,
-                about["machine"],
+                ", ".join(f"{end['step']:,}" for end in ends),
+                f"**{statistics.median(seconds):.0f}** ({', '.join(f'{x:.0f}' for x in seconds)})",
+                f"{about['before']:.0f}" if about["before"] else "",
+                about["machine"] + (", bfloat16" if about["amp"] else ""),
             )
 
 

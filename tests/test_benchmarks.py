@@ -108,7 +108,7 @@ def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch,
     speedrun.main(["cgan", "--final", "--samples", "20", "--no-cuda", "--seeds", "1"])
     assert re.search(r"\| inf \| inf \|$", capsys.readouterr().out)  # it gives up
     speedrun.main(["--table"])
-    assert len(re.findall(r"^\| cgan.py \|", capsys.readouterr().out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^\| \[cgan \d\]", capsys.readouterr().out, re.MULTILINE)) == 2
 
 
 def test_the_table_of_records_is_what_the_files_hold_and_the_newest_are_of_todays_scripts(
