@@ -4,22 +4,25 @@
     git clone https://github.com/pytorch/examples ../examples
     pip install torchvision
     python prepare.py mnist
-    python benchmarks/peers.py          all; or name some, as in the first column of the table
+    python benchmarks/peers.py          all, or some of the names that --help lists
 
-Every script runs with its own defaults, on the CPU, until its training has taken --seconds, counted
-from its first update. Theirs are executed as they are, in the folder that they expect, with what
-they print thrown away; they download MNIST by themselves. Samples are drawn in each script's own
-way: theirs by G in training mode, in batches of the size it was trained with, ours from averaged
-weights. The judge is that of evaluate.py, against the test images of MNIST.
+Theirs run with their defaults, ours with the options below, on the CPU, until training has taken
+--seconds (ours within 1 %), counted from the first update. Theirs are executed as they are, in the
+folder that they expect, with what they print thrown away; they download MNIST by themselves.
+Samples are drawn in each script's own way: theirs by G in training mode, in batches of the size it
+was trained with, ours from averaged weights. The judge is that of evaluate.py, against the test
+images of MNIST.
 
-Theirs resize MNIST's 28x28 to 32x32 or 64x64, where ours pad it. So their samples are resized back
-to 28x28 and padded, and compared with test images that went the same way: both are blurred alike.
-The rows "real images" are training images that did so.
+All of theirs but PyTorch-GAN's wgan_gp.py resize MNIST's 28x28 to 32x32 or 64x64, where ours pad
+it. So their samples are resized back to 28x28 and padded, and compared with test images that went
+the same way: both are blurred alike. The rows "real images" are training images that did so.
 """
 
 import argparse
 import contextlib
 import os
+import random
+import re
 import shutil
 import sys
 import time
@@ -59,11 +62,11 @@ PEERS = {
     "PyTorch-GAN cgan.py": Peer(f"{GAN}/cgan/cgan.py", takes_labels=True),
     "pytorch/examples dcgan": Peer(MAIN, "--dataset mnist --dataroot data", "netG", size=64),
 }
-OURS = {
-    "dcgan.py": "--batch-size 64",  # the peers' batch, at the paper's rate
-    "dcgan.py, quick": "",
-    "cgan.py, quick": "",
-    "wgan_gp.py, quick": "",
+OURS = {  # options; None: those of the newest record (docs/speedrun.md)
+    "dcgan.py": "--batch-size 64",  # as theirs, at the paper's rate
+    "dcgan.py, quick": None,
+    "cgan.py, quick": None,
+    "wgan_gp.py, quick": None,
 }
 
 
@@ -136,13 +139,16 @@ def by_way_of(images: Tensor, size: int) -> Tensor:
     return evaluate.to_32(resize(resize(images[..., 2:-2, 2:-2], size), 28))
 
 
+def file_name(name: str) -> str:
+    """For example dcgan-quick of "dcgan.py, quick"."""
+    return re.sub(r"\W+", "-", name.replace(".py", ""))
+
+
 def run_ours(name: str, options: Namespace) -> tuple[float, int, Tensor, Tensor | None]:
     """Trains for so long. Returns seconds, updates of G, samples and the labels asked for."""
     script = name.split(".py")[0]
-    words = OURS[name]
-    if name.endswith("quick"):
-        words = speedrun.newest_record(script)["options"]
-    out = options.out.resolve() / name.replace(" ", "-")
+    words = OURS[name] or speedrun.newest_record(script)["options"]
+    out = options.out.resolve() / file_name(name)
     shutil.rmtree(out, ignore_errors=True)
     data = options.data.resolve() / "mnist-32"
     steps, trained = 200, 0.0
@@ -160,14 +166,13 @@ def run_ours(name: str, options: Namespace) -> tuple[float, int, Tensor, Tensor 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("peers.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # some of theirs would use a GPU
     names = [*PEERS, *OURS]
     add("names", nargs="*", metavar="NAME", help=f"of {'; '.join(names)}")
     add("--seconds", type=float, default=240, help="of training (%(default)g)")
     add("--samples", type=int, default=10_000, help="samples to judge (%(default)s)")
     add("--data", type=Path, default=Path("data"), help="has mnist-32 (%(default)s)")
-    add(
-        "--clones", type=Path, default=Path(".."), help="has PyTorch-GAN and examples (%(default)s)"
-    )
+    add("--clones", type=Path, default=Path(".."), help="folder of the clones (%(default)s)")
     add("--out", type=Path, default=Path("runs/peers"), help="runs and pictures (%(default)s)")
     options = parser.parse_args(argv)
     if not set(names).issuperset(options.names):
@@ -193,24 +198,24 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.names or names:
         torch.manual_seed(0)
         np.random.seed(0)
+        random.seed(0)
+        size = 28
         if name in PEERS:
             peer = PEERS[name]
+            size = peer.size
             seconds, updates, variables = run_peer(peer, options.clones.resolve(), options.seconds)
-            labels = torch.arange(options.samples) % 10
-            samples = evaluate.to_32(resize(draw_peer(peer, variables, labels), 28))
+            asked = torch.arange(options.samples) % 10
+            samples = evaluate.to_32(resize(draw_peer(peer, variables, asked), 28))
             if not peer.takes_labels:
-                labels = None
+                asked = None
         else:
-            seconds, updates, samples, labels = run_ours(name, options)
-        size = PEERS[name].size if name in PEERS else 28
-        found = judges[size](samples, labels)
-        asked = f"{found['accuracy']:.1%}" if labels is not None else ""
+            seconds, updates, samples, asked = run_ours(name, options)
+        found = judges[size](samples, asked)
+        accuracy = f"{found['accuracy']:.1%}" if "accuracy" in found else ""
         cells = [f"{seconds:.0f}", f"{updates:,}", f"{found['frechet']:.1f}", found["classes"]]
-        print_cells(name, *cells, asked)
+        print_cells(name, *cells, accuracy)
         grid = evaluate.to_floats(samples[:64])
-        to_picture(grid, columns=8).save(
-            options.out / f"{name.replace(' ', '-').replace('/', '-')}.png"
-        )
+        to_picture(grid, columns=8).save(options.out / f"{file_name(name)}.png")
 
 
 if __name__ == "__main__":
