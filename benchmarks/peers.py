@@ -7,8 +7,8 @@
     python benchmarks/peers.py          all, or some of the names that --help lists
 
 Theirs run with their defaults, ours with the options below, on the CPU, until training has taken
---seconds (ours within some 2 %), counted from the first update. Theirs are executed as they are, in the
-folder that they expect, with what they print thrown away; they download MNIST by themselves.
+--seconds (ours within some 2 %), counted from the first update. Theirs are executed as they are, in
+the folder that they expect, with what they print thrown away; they download MNIST by themselves.
 Samples are drawn in each script's own way: theirs by G in training mode, in batches of the size it
 was trained with, ours from averaged weights. The judge is that of evaluate.py, against the test
 images of MNIST.
