@@ -291,15 +291,17 @@ def main(argv: list[str] | None = None) -> None:
             line.append(f"{statistics.median(seconds):.0f}")
             if options.record:
                 seconds_before = None
+                goal = float("inf")
                 if files:
                     steps_before = statistics.median(end["step"] for end in ends)
                     seconds_before = round(steps_before * statistics.median(step_times), 1)
+                    goal = seconds_before
                 about = {"script": script, "date": str(datetime.date.today())}
                 about |= {"change": options.record, "options": words, "amp": options.amp}
                 about |= {"machine": machine, "torch": torch.__version__}
                 about |= {"numerics": numerics_of(script), "before": seconds_before}
-                line.append(seconds_before or "-")
-                if max(seconds) < (seconds_before or float("inf")):
+                line.append("-" if seconds_before is None else seconds_before)
+                if max(seconds) < goal:
                     print(write_record(about, [row for rows in races for row in rows]))
                 else:
                     print(f"No record: {script}'s slowest seed is not faster than the one before.")

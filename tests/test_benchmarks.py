@@ -88,6 +88,12 @@ def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch,
     monkeypatch.setattr(speedrun, "subprocess", Mock(run=run_here))
     monkeypatch.setattr(speedrun, "RECORDS", tmp_path)
     monkeypatch.setattr(speedrun, "STEPS_TO_TIME", 4)
+    measure = speedrun.Runner.step_seconds
+
+    def measure_one_more(runner: speedrun.Runner, words: str) -> float:
+        return measure(runner, words) + 1  # so short a run may take 0.0 seconds
+
+    monkeypatch.setattr(speedrun.Runner, "step_seconds", measure_one_more)
     monkeypatch.setattr(speedrun, "SAMPLES", 20)
     monkeypatch.setitem(speedrun.RACES, "cgan", speedrun.Race(1, 1, 2, frechet=12, accuracy=0.9))
     first = {"script": "cgan", "change": "", "options": "--batch-size 4 --width 2", "date": ""}
