@@ -38,7 +38,7 @@ from torch.optim import optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import speedrun
-from throughput import print_cells
+from throughput import describe_machine, print_cells
 
 import evaluate
 from dcgan import to_picture
@@ -47,7 +47,7 @@ from dcgan import to_picture
 class Peer(NamedTuple):
     """A script of another repository."""
 
-    script: str  # in ..
+    script: str  # below --clones
     options: str = ""
     generator: str = "generator"  # its variable
     size: int = 32  # of its images
@@ -114,13 +114,16 @@ def draw_peer(peer: Peer, variables: dict, labels: Tensor) -> Tensor:
     """A sample uint8 (1, S, S) for each label, by G as training left it."""
     generator: nn.Module = variables[peer.generator]
     options: Namespace = variables["opt"]
-    batch_size = options.batchSize if peer.generator == "netG" else options.batch_size
+    is_example = peer.generator == "netG"  # it names its options in its own way
+    batch_size = options.batchSize if is_example else options.batch_size
     parts = []
     for batch in labels.split(batch_size):
         if peer.takes_labels:
             images = generator(torch.randn(len(batch), options.latent_dim), batch)
-        elif peer.generator == "netG":
-            images = generator(torch.randn(len(batch), options.nz, 1, 1))
+        elif is_example:
+            images = generator(
+                torch.randn(len(batch), options.nz, 1, 1)
+            )  # as an image of one pixel
         else:
             images = generator(torch.randn(len(batch), options.latent_dim))
         parts.append(evaluate.to_bytes(images))
@@ -188,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         for size in (28, 32, 64)
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"torch {torch.__version__}, {speedrun.describe_machine(cuda=False)}\n")
+    print(f"torch {torch.__version__}, {describe_machine(cuda=False)}\n")
     print_cells("", "seconds", "updates of G", "Frechet", "classes", "as asked")
     print_cells(*["---"] * 6)
     for size, judge in judges.items():

@@ -25,8 +25,6 @@ import csv
 import datetime
 import hashlib
 import json
-import platform
-import re
 import shutil
 import statistics
 import subprocess
@@ -40,7 +38,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells
+from throughput import describe_machine, has_fast_bfloat16, print_cells
 
 import evaluate
 
@@ -69,7 +67,7 @@ RACES = {
 DIVERSITY = 0.95  # at least, in every race
 RAREST = 0.05  # the share of the rarest digit, at least
 SAMPLES = 10_000
-STEPS_TO_TIME = 50  # with the options of the record before
+STEPS_TO_TIME = 50  # with the options of the record before; an even number
 
 
 def records_of(script: str) -> list[Path]:
@@ -95,19 +93,6 @@ def numerics_of(script: str) -> str:
     """A sum of the values that tests/golden.json has for a script: another one, other results."""
     golden = json.loads((ROOT / "tests" / "golden.json").read_text("utf-8"))
     return hashlib.sha256(json.dumps(golden[f"{script}.py"]).encode()).hexdigest()[:12]
-
-
-def describe_machine(cuda: bool) -> str:
-    if cuda:
-        return torch.cuda.get_device_name()
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")  # Linux, where platform knows no model
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text(), re.MULTILINE)
-        model = found[1] if found else model
-    threads = torch.get_num_threads()
-    plural = "s" if threads > 1 else ""
-    return f"{threads} thread{plural} of {model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def split(data: Path, folder: Path) -> Path:
@@ -165,12 +150,11 @@ class Runner:
         """The time of a step with other options, by a short run."""
         with tempfile.TemporaryDirectory() as home:
             out = Path(home, "run")
-            options = f"{words} {self.machine} --log-every {STEPS_TO_TIME // 2}"
-            seconds = train(self.script, STEPS_TO_TIME, options, 0, self.data, out)
-            first_row, *_ = csv.DictReader((out / "metrics.csv").read_text().splitlines())
-            return (seconds - float(first_row["seconds"])) / (
-                STEPS_TO_TIME - int(first_row["step"])
-            )
+            half = STEPS_TO_TIME // 2  # the first half is slower
+            options = f"{words} {self.machine} --log-every {half}"
+            train(self.script, STEPS_TO_TIME, options, 0, self.data, out)
+            first, last = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+            return (float(last["seconds"]) - float(first["seconds"])) / half
 
     def drive(self, words: str, seed: int) -> list[dict]:
         """Runs a race and prints a row at each stop. Returns the rows."""
@@ -234,7 +218,7 @@ def print_records() -> None:
                 f"`{about['options']}`",
                 ", ".join(f"{end['step']:,}" for end in ends),
                 f"**{statistics.median(seconds):.0f}** ({', '.join(f'{x:.0f}' for x in seconds)})",
-                f"{about['before']:.0f}" if about["before"] else "",
+                f"{about['before']:,.0f}" if about["before"] else "",
                 about["machine"] + (", bfloat16" if about["amp"] else ""),
             )
 
@@ -252,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--table", action="store_true", help="print the table of records and stop")
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
-    is_fast = not has_gpu and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    is_fast = not has_gpu and has_fast_bfloat16(cuda=False)
     add("--amp", action=BooleanOptionalAction, default=is_fast, help="bfloat16 (with AVX-512: yes)")
     add("--out", type=Path, default=Path("runs/speedrun"), help="for the runs (%(default)s)")
     options = parser.parse_args(argv)
@@ -290,17 +274,15 @@ def main(argv: list[str] | None = None) -> None:
             line = [f"{script}.py", f"`{words}`", ", ".join(f"{x:.0f}" for x in seconds)]
             line.append(f"{statistics.median(seconds):.0f}")
             if options.record:
-                seconds_before = None
                 goal = float("inf")
                 if files:
                     steps_before = statistics.median(end["step"] for end in ends)
-                    seconds_before = round(steps_before * statistics.median(step_times), 1)
-                    goal = seconds_before
+                    goal = round(steps_before * statistics.median(step_times), 1)
                 about = {"script": script, "date": str(datetime.date.today())}
                 about |= {"change": options.record, "options": words, "amp": options.amp}
                 about |= {"machine": machine, "torch": torch.__version__}
-                about |= {"numerics": numerics_of(script), "before": seconds_before}
-                line.append("-" if seconds_before is None else seconds_before)
+                about |= {"numerics": numerics_of(script), "before": goal if files else None}
+                line.append(goal)
                 if max(seconds) < goal:
                     print(write_record(about, [row for rows in races for row in rows]))
                 else:

@@ -27,6 +27,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -188,6 +189,25 @@ def measure(module: ModuleType, argv: list[str], seconds: float) -> dict[str, li
     return times
 
 
+def describe_machine(cuda: bool) -> str:
+    """For example "2 threads of AMD EPYC, AVX2", or the name of the GPU."""
+    if cuda:
+        return torch.cuda.get_device_name()
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux, where platform knows no model
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text(), re.MULTILINE)
+        model = found[1] if found else model
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"{threads} thread{plural} of {model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def has_fast_bfloat16(cuda: bool) -> bool:
+    """False where --amp is slower than float32: on CPUs without AVX-512."""
+    return cuda or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def print_cells(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
@@ -235,21 +255,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--width", type=int, default=64, help="of the convolutional networks (%(default)s)")
     add("--batch-size", type=int, help="images in a batch (default: the script's own)")
     add("--seconds", type=float, default=30, help="for each row (%(default)s)")
-    is_fast = has_gpu or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    is_fast = has_fast_bfloat16(has_gpu)
     add("--amp", action=argparse.BooleanOptionalAction, default=is_fast, help="also in bfloat16")
     add("--json", type=Path, metavar="FILE", help="keeps the seconds of each turn")
     bench = parser.parse_args(argv)
     rows = {"float32": [], "bfloat16": ["--amp"]}
-    device = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
     if bench.cuda:
         rows = {"float32": [], "float32, no graph": ["--no-graph"], "bfloat16": ["--amp"]}
-        device = torch.cuda.get_device_name()
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be recorded
         torch.backends.cudnn.benchmark = True  # as in the scripts
         torch.set_float32_matmul_precision("high")
     if not bench.amp:
         del rows["bfloat16"]
-    machine = f"torch {torch.__version__}, {device}"
+    machine = f"torch {torch.__version__}, {describe_machine(bench.cuda)}"
     print(f"{machine}, {bench.image_size} pixels, width {bench.width}\n")
     ratios = [" / ".join(names) for names in RATIOS]
     print_cells("script", "batch", "", "images/s", "ms a step", *ratios)
