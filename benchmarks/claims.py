@@ -11,17 +11,20 @@
 Each trains small variants through the scripts' own main and prints means over the seeds, with the
 range in brackets. G's weights are not averaged (--ema 0), as in the papers. A run and its scores
 (scores.json) stay in a folder of --out: a command that was interrupted continues, and one that has
-finished draws its table and picture again at once. Needs matplotlib.
+finished draws its table and picture again at once. --record writes the figures to results/claims,
+of which `python benchmarks/scores.py tables` makes the tables of docs/results.md. Needs matplotlib.
 """
 
 import contextlib
 import csv
+import datetime
 import functools
 import importlib
 import io
 import itertools
 import json
 import math
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -37,7 +40,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells, show, write_digits
+from scores import RESULTS, claim_cells
+from speedrun import numerics_of
+from throughput import describe_machine, print_cells, write_digits
 
 import dcgan as dcgan_script
 import evaluate
@@ -254,7 +259,13 @@ def measure(
     Returns the run of seed 0, and for each number of steps the scores of all seeds.
     """
     argv = [name, "--data", options.data, "--batch-size", str(options.batch_size), "--ema", "0"]
-    argv += ["--amp", "--no-cuda", "--log-every", str(max(1, options.steps // 20)), *extra.split()]
+    argv += [
+        "--no-cuda",
+        "--no-amp",
+        "--log-every",
+        str(max(1, options.steps // 20)),
+        *extra.split(),
+    ]
     if name != "vanilla_gan":
         argv += ["--width", str(WIDTH)]
     all_steps = [round(options.steps * point) for point in points]
@@ -264,6 +275,7 @@ def measure(
     for seed in range(options.seeds):
         size = f"{options.batch_size}x{options.steps}"
         label = f"{name} {kind} {extra} {data} {size} {len(points)} points {seed}"
+        label += f" {numerics_of(name)} {options.samples} samples"
         folder = Path(options.out, label.replace(" ", "_"))
         folders.append(folder)
         file = folder / "scores.json"
@@ -277,21 +289,36 @@ def measure(
     return folders[0], scores
 
 
-def print_line(name: str, runs: list[dict], columns: dict[str, int]) -> None:
-    """Prints a row of a table: the mean of each column, with so many digits, over the runs."""
-    cells = []
-    for column, digits in columns.items():
-        values = [run.get(column, math.nan) for run in runs]
-        cells.append(show(values, digits) if column in runs[0] else "-")
-    print_cells(name, *cells)
+class Table:
+    """A table that is printed row by row; the first, of real images, at once.
 
+    columns: their names and digits.
+    """
 
-def print_head(options: Namespace, columns: dict[str, int]) -> None:
-    """Prints the first lines of a table, the figures of real images among them."""
-    print_cells("", *columns)
-    print_cells(*["---"] * (len(columns) + 1))
-    judge, images = load_judge(options.data)
-    print_line("real images", [judge(images)], columns)
+    def __init__(self, options: Namespace, columns: dict[str, int]) -> None:
+        self.columns = columns
+        self.scripts = set()
+        self.rows = []
+        print_cells("", *columns)
+        print_cells(*["---"] * (len(columns) + 1))
+        judge, images = load_judge(options.data)
+        self.add("real images", None, [judge(images)])
+
+    def add(self, name: str, script: str | None, runs: list[dict]) -> None:
+        """A row: the mean of each column over these runs of a script."""
+        if script:
+            self.scripts.add(script)
+        kept = [{key: run[key] for key in self.columns if key in run} for run in runs]
+        self.rows.append({"name": name, "runs": kept})
+        print_cells(name, *claim_cells(kept, self.columns))
+
+    def record(self, file: Path, command: str) -> None:
+        """Writes the figures of each run, with where they were measured."""
+        about = {"command": command, "machine": describe_machine(cuda=False)}
+        about |= {"torch": torch.__version__, "date": str(datetime.date.today())}
+        about["numerics"] = {script: numerics_of(script) for script in sorted(self.scripts)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(about | {"columns": self.columns, "rows": self.rows}, indent=1))
 
 
 def draw(path: Path, runs: dict[str, Path], columns: int = 4) -> None:
@@ -323,21 +350,22 @@ RATES = {"dcgan": 1e-3, "lsgan": 1e-3, "wgan": 2.5e-4, "wgan_gp": 5e-4}  # five 
 LOSSES = {"dcgan": "d_loss", "wgan": "wasserstein"}
 
 
-def dcgan(options: Namespace) -> None:
+def dcgan(options: Namespace) -> Table:
     """The guidelines and settings of Radford et al. 2015 (sections 3, 4) left out one by one."""
-    print_head(options, COLUMNS)
+    table = Table(options, COLUMNS)
     pictures = {}
     for kind in VARIANTS:
         points = POINTS if kind == "as it is" else (1,)  # the command wgan shares these runs
         pictures[kind], scores = measure(options, "dcgan", kind, points=points)
-        print_line(kind, scores[options.steps], COLUMNS)
+        table.add(kind, "dcgan", scores[options.steps])
     draw(Path(options.out, "dcgan.png"), pictures)
+    return table
 
 
-def wgan(options: Namespace) -> None:
+def wgan(options: Namespace) -> Table:
     """The loss follows the images, and G needs no BatchNorm (Arjovsky et al. 2017, figures 3-7)."""
     columns = COLUMNS | {"correlation": 2}
-    print_head(options, columns)
+    table = Table(options, columns)
     figure = Figure(figsize=(8, 3))
     pictures = {}
     panels = figure.subplots(1, 2)
@@ -354,17 +382,18 @@ def wgan(options: Namespace) -> None:
                     distances = [seeds[seed]["frechet"] for seeds in scores.values()]
                     panel.plot(losses, distances, marker=".", linewidth=0.5)
                     found["correlation"] = spearman(losses, distances)
-            print_line(title, last, columns)
+            table.add(title, name, last)
         title = f"{name}: ten points of each run"
         panel.set(title=title, xlabel=loss, ylabel="frechet", yscale="log")
     figure.savefig(Path(options.out, "wgan-loss.png"), dpi=100, bbox_inches="tight")
     draw(Path(options.out, "wgan.png"), pictures, columns=3)
+    return table
 
 
-def wgan_gp(options: Namespace) -> None:
+def wgan_gp(options: Namespace) -> Table:
     """The penalty against clipping (Gulrajani et al. 2017, figure 1): settings, weights."""
     columns = COLUMNS | {"gradient": 3, "at the bound": 3}
-    print_head(options, columns)
+    table = Table(options, columns)
     figure = Figure(figsize=(8, 3))
     panels = figure.subplots(1, 2)
     distances = {"wgan": [], "wgan_gp": []}  # of each setting
@@ -375,7 +404,7 @@ def wgan_gp(options: Namespace) -> None:
             extra = f"--lr {lr * factor:g} --n-critic {n_critic}"
             folder, scores = measure(options, name, extra=extra)
             last = scores[options.steps]
-            print_line(f"{name} {extra}", last, columns)
+            table.add(f"{name} {extra}", name, last)
             distances[name].append(sum(found["frechet"] for found in last) / len(last))
             pictures[f"{name} {extra}"] = folder
             if (n_critic, factor) == (5, 5):
@@ -387,11 +416,12 @@ def wgan_gp(options: Namespace) -> None:
         print(f"{name}: {good} of {len(found)} settings are within twice the best frechet of all")
     figure.savefig(Path(options.out, "wgan_gp-weights.png"), dpi=100, bbox_inches="tight")
     draw(Path(options.out, "wgan_gp.png"), pictures, columns=3)
+    return table
 
 
-def stability(options: Namespace) -> None:
+def stability(options: Namespace) -> Table:
     """Five architectures, nothing tuned to any of them (Gulrajani et al. 2017, figure 2)."""
-    print_head(options, COLUMNS)
+    table = Table(options, COLUMNS)
     pictures = {}
     longer = Namespace(**vars(options) | {"steps": 3 * options.steps})
     for kind, (name, lr) in itertools.product(ARCHITECTURES, RATES.items()):
@@ -403,29 +433,32 @@ def stability(options: Namespace) -> None:
         else:
             folder, scores = measure(options, name, trained, f"--lr {lr:g}")
         for steps, found in scores.items():
-            print_line(f"{name}, {kind}, {steps} steps", found, COLUMNS)
+            table.add(f"{name}, {kind}, {steps} steps", name, found)
         pictures[f"{name}, {kind}"] = folder
     draw(Path(options.out, "stability.png"), pictures)
+    return table
 
 
-def vanilla(options: Namespace) -> None:
+def vanilla(options: Namespace) -> Table:
     """Early in training log(1 - D(G(z))) saturates (Goodfellow et al. 2014, section 3)."""
     columns = {"D(G(z))": 3, "gradient of log(1 - D)": 4, "gradient of -log D": 4} | COLUMNS
-    print_head(options, columns)
+    table = Table(options, columns)
     points = (1 / 8, 1 / 4, 1 / 2, 1)
     for loss in ("minimax", "non-saturating"):
         _, scores = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=points)
         for steps, found in scores.items():
-            print_line(f"{loss}, {steps} steps", found, columns)
+            table.add(f"{loss}, {steps} steps", "vanilla_gan", found)
+    return table
 
 
-def cgan(options: Namespace) -> None:
+def cgan(options: Namespace) -> Table:
     """Each class where it is asked for (Mirza & Osindero 2014, figure 2)."""
     columns = COLUMNS | {"accuracy": 3}
-    print_head(options, columns)
+    table = Table(options, columns)
     _, scores = measure(options, "cgan", points=(1 / 4, 1 / 2, 1))
     for steps, found in scores.items():
-        print_line(f"{steps} steps", found, columns)
+        table.add(f"{steps} steps", "cgan", found)
+    return table
 
 
 STEPS = {vanilla: 400, dcgan: 500, cgan: 500, wgan: 500, wgan_gp: 300, stability: 1000}
@@ -445,11 +478,17 @@ def main(argv: list[str] | None = None) -> None:
         add("--steps", type=int, default=steps, help="updates of G (%(default)s)")
         add("--batch-size", type=int, default=64, help="images in a batch (%(default)s)")
         add("--samples", type=int, default=2000, help="generated images to judge (%(default)s)")
+        add("--record", action="store_true", help="write the figures to results/claims")
     options = parser.parse_args(argv)
+    if options.record and not options.data:
+        parser.error("a record needs --data")
     if not options.data:
         options.data = str(Path(options.out, "digits-16"))
         write_digits(dcgan_script, 16, Path(options.data))
-    options.function(options)
+    table = options.function(options)
+    if options.record:
+        file = RESULTS / "claims" / f"{options.function.__name__}.json"
+        table.record(file, shlex.join(["python", "benchmarks/claims.py", *(argv or sys.argv[1:])]))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import gan_kernels
+try:
+    import gan_kernels
+except ImportError:
+    gan_kernels = None  # the tables need none
 
+OPERATOR_HEAD = ["operator", "size", "ours (us)", "best eager", "torch.compile", "of copy"]
+SHARE_HEAD = ["script", "step (ms)", "our kernels", "PyTorch's operators"]
 BOUND = 0.01  # of WGAN's weights
 CALLS = 10  # in a CUDA graph
 Candidate = Callable[[], object]
@@ -94,6 +99,33 @@ def print_row(*cells: str) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def operator_cells(row: dict) -> list[str]:
+    """A row of the first table, from the seconds of each round."""
+    times = row["seconds"]["ours and eager"]
+    ratios = {name: ratio(times, name) for name in times if name != "ours"}
+    best = min(ratios, key=ratios.get)
+    compiled = "fails"
+    if "ours and torch.compile" in row["seconds"]:
+        compiled = f"{ratio(row['seconds']['ours and torch.compile'], 'compile'):.2f}"
+    copy_ratio = ratio(row["seconds"]["ours and copy"], "copy")
+    return [
+        row["operator"],
+        f"{row['size']}, {row['numel']:,}",
+        f"{statistics.median(times['ours']) * 1e6:.1f}",
+        f"{ratios[best]:.2f} ({best})",
+        compiled,
+        f"{copy_ratio * row['passes'] / 2:.0%}",  # copy_ makes 2 passes
+    ]
+
+
+def share_cells(row: dict) -> list[str]:
+    """A row of the second table."""
+    seconds = {name: statistics.median(values) for name, values in row["seconds"].items()}
+    shares = [row["n_critic"] * seconds[name] / seconds["step"] for name in ("ours", "formula")]
+    cells = [f"{seconds['step'] * 1e3:.1f}", *[f"{share:.2%}" for share in shares]]
+    return [f"{row['script']}.py", *cells]
+
+
 def compare(
     operator: str,
     size: str,
@@ -106,32 +138,19 @@ def compare(
 ) -> None:
     """Prints a row of the first table. passes: how often ours reads or writes each element."""
     # Each kind of rival has rounds of its own, so that no other's data lies in the caches
-    times = interleave({"ours": ours, **eager}, args)
-    ratios = {name: ratio(times, name) for name in eager}
-    best = min(ratios, key=ratios.get)
-    seconds = {"ours and eager": times}
+    seconds = {"ours and eager": interleave({"ours": ours, **eager}, args)}
     try:
         with_compile = interleave({"ours": ours, "compile": compiled}, args)
-        compiled_ratio = f"{ratio(with_compile, 'compile'):.2f}"
         seconds["ours and torch.compile"] = with_compile
     except Exception as error:  # there may be no compiler here
         print(f"torch.compile: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-        compiled_ratio = "fails"
     source, target = torch.ones(2, numel, device=args.device)
     copy = functools.partial(target.copy_, source)
-    with_copy = interleave({"ours": ours, "copy": copy}, args)
-    copy_ratio = ratio(with_copy, "copy")
-    seconds["ours and copy"] = with_copy
+    seconds["ours and copy"] = interleave({"ours": ours, "copy": copy}, args)
     row = {"operator": operator, "size": size, "numel": numel, "passes": passes}
-    args.rows.append(row | {"seconds": seconds})
-    print_row(
-        operator,
-        f"{size}, {numel:,}",
-        f"{statistics.median(times['ours']) * 1e6:.1f}",
-        f"{ratios[best]:.2f} ({best})",
-        compiled_ratio,
-        f"{copy_ratio * passes / 2:.0%}",  # copy_ makes 2 passes
-    )
+    row["seconds"] = seconds
+    args.rows.append(row)
+    print_row(*operator_cells(row))
 
 
 @torch.no_grad()
@@ -212,11 +231,9 @@ def measure_share(script_name: str, args: Namespace) -> None:
     times = {}
     for name, candidate in candidates.items():
         times |= interleave({name: candidate}, args)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    args.rows.append({"script": script_name, "n_critic": options.n_critic, "seconds": times})
-    shares = [options.n_critic * seconds[name] / seconds["step"] for name in ("ours", "formula")]
-    cells = [f"{seconds['step'] * 1e3:.1f}", *[f"{share:.2%}" for share in shares]]
-    print_row(f"{script_name}.py", *cells)
+    row = {"script": script_name, "n_critic": options.n_critic, "seconds": times}
+    args.rows.append(row)
+    print_row(*share_cells(row))
 
 
 def main() -> None:
@@ -227,6 +244,8 @@ def main() -> None:
     args = parser.parse_args()
     args.rows = []
     args.device = "cuda" if args.cuda else "cpu"
+    if gan_kernels is None:
+        sys.exit("gan_kernels has not been built: pip install -e .")
     if gan_kernels.why_not(args.device):
         sys.exit(f"gan_kernels does not run here: {gan_kernels.why_not(args.device)}")
     machine = f"{platform.processor() or platform.machine()} CPU"
@@ -239,8 +258,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     machine = f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads"
     print(f"{machine}, float32\n")
-    print("| operator | size | ours (us) | best eager | torch.compile | of copy |")
-    print("|---|---|---|---|---|---|")
+    print_row(*OPERATOR_HEAD)
+    print_row(*["---"] * len(OPERATOR_HEAD))
     mlp = [torch.Size(shape) for shape in ([512, 784], [512], [256, 512], [256], [1, 256])]
     dcgan = [p.shape for p in importlib.import_module("wgan").Critic(3, 64).parameters()]
     compare_on_lists("MLP critic", mlp, args)
@@ -249,7 +268,9 @@ def main() -> None:
     for shape in [(64, 1, 32, 32), (64, 3, 64, 64), (256, 3, 128, 128), (512, 3, 256, 256)]:
         compare_on_batch(shape, args)
 
-    print("\n| script | step (ms) | of it ours | of it the formula |\n|---|---|---|---|")
+    print()
+    print_row(*SHARE_HEAD)
+    print_row(*["---"] * len(SHARE_HEAD))
     measure_share("wgan", args)
     measure_share("wgan_gp", args)
     if args.json:

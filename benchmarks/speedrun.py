@@ -3,7 +3,7 @@
     python benchmarks/speedrun.py                             all six races, three seeds each
     python benchmarks/speedrun.py cgan --options "--lr 5e-4"  other options of the script
     python benchmarks/speedrun.py cgan --final --options "--lr 5e-4" --record "half the rate"
-    python benchmarks/speedrun.py --table                     the records, as in docs/speedrun.md
+    python benchmarks/scores.py tables                       puts the records into docs/speedrun.md
 
 Needs the folders mnist-28 and mnist-32 that prepare.py makes of MNIST, in --data. The first 50,000
 training images train and the other 10,000 judge. With --final all 60,000 train and the test images
@@ -202,27 +202,6 @@ def write_record(about: dict, rows: list[dict]) -> Path:
     return file
 
 
-def print_records() -> None:
-    """The table of docs/speedrun.md, from the files."""
-    heads = ["record", "date", "what changed", "options", "steps", "seconds", "the one before"]
-    print_cells(*heads, "machine")
-    print_cells(*["---"] * (len(heads) + 1))
-    for script in RACES:
-        for number, file in enumerate(records_of(script), 1):
-            about, ends = load_record(file)
-            seconds = [end["seconds"] for end in ends]
-            print_cells(
-                f"[{script} {number}](../results/speedrun/{file.name})",
-                about["date"],
-                about["change"],
-                f"`{about['options']}`",
-                ", ".join(f"{end['step']:,}" for end in ends),
-                f"**{statistics.median(seconds):.0f}** ({', '.join(f'{x:.0f}' for x in seconds)})",
-                f"{about['before']:,.0f}" if about["before"] else "",
-                about["machine"] + (", bfloat16" if about["amp"] else ""),
-            )
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("speedrun.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -233,16 +212,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--samples", type=int, default=SAMPLES, help="number of samples to score (%(default)s)")
     add("--final", action="store_true", help="train on all training images, judge by test images")
     add("--record", metavar="WHAT", help="write a record, with this text for what changed")
-    add("--table", action="store_true", help="print the table of records and stop")
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=BooleanOptionalAction, default=has_gpu, help="use a GPU")
     is_fast = not has_gpu and has_fast_bfloat16(cuda=False)
     add("--amp", action=BooleanOptionalAction, default=is_fast, help="bfloat16 (with AVX-512: yes)")
     add("--out", type=Path, default=Path("runs/speedrun"), help="for the runs (%(default)s)")
     options = parser.parse_args(argv)
-    if options.table:
-        print_records()
-        return
     if options.record and (options.seeds, options.samples) != (3, SAMPLES):
         parser.error(f"a record needs three seeds and {SAMPLES} samples")
     if options.record and not options.final:

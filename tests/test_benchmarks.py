@@ -21,6 +21,7 @@ import few
 import mistakes
 import modes
 import peers
+import scores
 import speedrun
 import throughput
 import toys
@@ -117,18 +118,54 @@ def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch,
     out = capsys.readouterr().out
     assert "No record" in out
     assert re.search(r"\| inf, inf, inf \| inf \| [\d.]+ \|$", out)  # it gave up
-    speedrun.main(["--table"])
-    assert len(re.findall(r"^\| \[cgan \d\]", capsys.readouterr().out, re.MULTILINE)) == 2
+    assert len(re.findall(r"\[cgan \d\]", scores.to_markdown(scores.speedrun()))) == 2
 
 
-def test_the_table_of_records_is_what_the_files_hold_and_the_newest_are_of_todays_scripts(
-    capsys,
-) -> None:
-    speedrun.main(["--table"])
-    table = capsys.readouterr().out
-    assert table in (ROOT / "docs" / "speedrun.md").read_text("utf-8")
+def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> None:
+    make_data(Path("data/tiny-8"))
+    train = Mock(side_effect=run_here)
+    monkeypatch.setattr(speedrun, "subprocess", Mock(run=train))
+    monkeypatch.setattr(scores, "RESULTS", tmp_path)
+    monkeypatch.setattr(scores, "SAMPLES", 20)
+    options = "--width 2 --batch-size 4 --log-every 1"
+    entries = [scores.Entry("cgan", "tiny-8", options, step, seeds=2) for step in (2, 3)]
+    monkeypatch.setitem(scores.SETS, "widths", entries)
+    scores.main(["run", "widths"])
+    found = [score for score in scores.load_scores("widths") if score["script"]]
+    assert [(score["step"], score["seed"]) for score in found] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert len({score["frechet"] for score in found}) == 4
+    rows = scores.to_markdown(scores.widths()).splitlines()[2:]
+    assert [row.count(f"| cgan.py | `{options}` |") for row in rows] == [1, 1]
+
+    # A score of other numerics is outdated and measured again
+    found[3]["numerics"] = "of before"
+    scores.save_scores("widths", found)
+    with pytest.raises(SystemExit, match=r"not complete"):
+        list(scores.widths())
+    scores.main(["run", "widths"])
+    again = scores.load_scores("widths")
+    assert train.call_count == 4 + 1
+    assert [score["script"] for score in again] == ["cgan", "cgan", "cgan", None, "cgan"]
+    assert again[4] == found[3] | {"numerics": found[0]["numerics"]}
+
+    again[0]["machine"] = "another one"
+    scores.save_scores("widths", again)
+    with pytest.raises(SystemExit, match=r"is of another one"):
+        scores.main(["run", "widths"])
+
+
+def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts() -> None:
+    for page in scores.PAGES:
+        text = page.read_text("utf-8")
+        assert scores.with_tables(text) == text, page
+    for name in scores.SETS:
+        assert all(scores.is_current(score) for score in scores.load_scores(name)), name
+        assert scores.missing(name) == [], name
     for script in speedrun.RACES:
         assert speedrun.newest_record(script)["numerics"] == speedrun.numerics_of(script)
+    for file in scores.RESULTS.glob("claims/*.json"):
+        for script, numerics in scores.load_claims(file.stem)["numerics"].items():
+            assert numerics == scores.numerics_of(script), (file, script)
 
 
 PEER = """
@@ -255,10 +292,17 @@ def test_each_command_continues_from_what_it_has(command: str, capsys, monkeypat
     small = {"VARIANTS": few, "ARCHITECTURES": stable, "WIDTH": 2, "POINTS": (0.25, 0.5, 1)}
     for name, value in (small | {"FACTORS": (5,)}).items():
         monkeypatch.setattr(claims, name, value)
-    claims.main([command, *TINY])
+    monkeypatch.setattr(claims, "RESULTS", Path("results"))
+    monkeypatch.setattr(scores, "RESULTS", Path("results"))
+    claims.main([command, *TINY, "--record"])
     first = capsys.readouterr().out
     assert "nan" not in first
     assert len(list(Path("out").glob("*.png"))) == PICTURES[command]
+    found = scores.load_claims(command)
+    assert found["command"].startswith(f"python benchmarks/claims.py {command} --data tiny")
+    assert all(scores.numerics_of(script) == x for script, x in found["numerics"].items())
+    rows = scores.to_markdown(scores.claims(command)).splitlines()
+    assert [row for row in rows if row not in first] == []
     monkeypatch.setattr(claims, "score", None)  # nothing is measured again
     claims.main([command, *TINY])
     assert capsys.readouterr().out == first

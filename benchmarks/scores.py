@@ -1,0 +1,345 @@
+"""The runs whose scores stand in README.md and docs/, and the tables that are made of them.
+
+    python benchmarks/scores.py run best       trains and scores what results/best.jsonl lacks
+    python benchmarks/scores.py run widths     the same for another of the SETS below
+    python benchmarks/scores.py tables         puts the tables into their pages
+
+`run` needs the folders of data that prepare.py makes, in --data. It trains in float32, on a CPU in
+as many threads as OMP_NUM_THREADS says. A run stays in a folder of --out, and results/NAME.jsonl is
+written after each score, so that a command that was interrupted continues. One command for a NAME
+at a time.
+
+A line of results/NAME.jsonl is one score: script, data, options, step, seed, the seconds of
+training (the script's column "seconds": neither its start nor the scoring), the figures of
+`evaluate.py score` for 10,000 samples, and where and when it was measured. `numerics` is a hash of
+the values that tests/golden.json has for the script: with other ones a score is outdated, which
+`run` mends, and until then a test fails. A change of the data or of evaluate.py's classifier is not
+noticed. To measure a run again, remove its line and its folder in --out. Lines without a script are
+about held-out images.
+
+A table is a function that yields a head and rows, in TABLES. It goes below the line
+<!-- benchmarks/scores.py FUNCTION --> of a page.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import re
+import statistics
+import subprocess
+import sys
+from argparse import BooleanOptionalAction
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kernels import OPERATOR_HEAD, SHARE_HEAD, operator_cells, share_cells
+from speedrun import RACES, ROOT, load_record, numerics_of, records_of, train
+from throughput import describe_machine, show
+
+import evaluate
+
+RESULTS = ROOT / "results"
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+SAMPLES = 10_000
+FIGURES = {  # those of evaluate.py that are kept: how many digits, times what, unit
+    "frechet": (1, 1, ""),
+    "classes": (0, 1, ""),
+    "rarest": (1, 100, " %"),
+    "diversity": (2, 1, ""),
+    "accuracy": (1, 100, " %"),
+    "memorised": (1, 100, " %"),
+}
+
+
+class Entry(NamedTuple):
+    """Runs of one script. step: when to score, a multiple of --log-every (50)."""
+
+    script: str
+    data: str  # the name of a folder in --data
+    options: str
+    step: int
+    seeds: int = 1
+
+
+NARROW = "--width 32 --batch-size 32"
+QUICK = "--batch-size 32 --lr 1e-3"
+SETS = {
+    "widths": [  # six minutes of one core of an EPYC for each
+        Entry("dcgan", "cifar10-32", f"--width 32 {QUICK}", 2750),
+        Entry("dcgan", "cifar10-32", f"--width 64 {QUICK}", 1000),
+        Entry("dcgan", "cifar10-32", f"--width 128 {QUICK}", 250),
+        Entry("wgan_gp", "cifar10-32", f"--width 32 {QUICK} --n-critic 1", 2150),
+    ],
+}
+
+
+def load_scores(name: str) -> list[dict]:
+    """The lines of results/NAME.jsonl."""
+    file = RESULTS / f"{name}.jsonl"
+    text = file.read_text("utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def save_scores(name: str, scores: list[dict]) -> None:
+    """Writes results/NAME.jsonl. Whoever interrupts it finds the old file."""
+    file = RESULTS / f"{name}.jsonl"
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(score) + "\n" for score in scores), "utf-8")
+    part.replace(file)
+
+
+def is_current(score: dict) -> bool:
+    """Whether the script still computes what it did when it was scored."""
+    return score["script"] is None or score["numerics"] == numerics_of(score["script"])
+
+
+def find(scores: list[dict], **wanted: object) -> list[dict]:
+    """The scores with these values."""
+    return [score for score in scores if wanted.items() <= score.items()]
+
+
+def missing(name: str) -> list[dict]:
+    """What results/NAME.jsonl lacks: the fields of an Entry and a seed each."""
+    current = [score for score in load_scores(name) if is_current(score)]
+    wanted = []
+    for entry in SETS[name]:
+        fields = entry._asdict()
+        del fields["seeds"]
+        wanted += [fields | {"seed": seed} for seed in range(entry.seeds)]
+    return [fields for fields in wanted if not find(current, **fields)]
+
+
+def training_seconds(folder: Path) -> float:
+    """The seconds of all pieces of a run: where it was resumed, the column begins at 0 again.
+
+    An interruption loses the seconds after its last row.
+    """
+    total = before = 0.0
+    for row in csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()):
+        seconds = float(row["seconds"])
+        if seconds < before:
+            total += before
+        before = seconds
+    return round(total + before, 1)
+
+
+class Scorer:
+    """Judges images as `evaluate.py score` does, for runs on one set of data."""
+
+    def __init__(self, run: evaluate.Run) -> None:
+        training, held_out, _ = evaluate.split_data(run)
+        self.device = run.args.device
+        self.training_images = evaluate.to_32(training.images)
+        self.judge = evaluate.Judge(training, len(run.args.classes), self.device)
+        self.held_out = evaluate.to_32(held_out.images), held_out.labels
+
+    def score(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """The FIGURES of images uint8 (N, C, 32, 32)."""
+        found = self.judge(images, labels)
+        found["memorised"] = evaluate.memorised(images, self.training_images, self.device)
+        return {name: round(found[name], 4) for name in FIGURES if name in found}
+
+    def score_run(self, run: evaluate.Run) -> dict[str, float]:
+        labels = run.labels(SAMPLES) if run.script.CONDITIONAL else None
+        return self.score(evaluate.draw_32(run, SAMPLES), labels)
+
+
+def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
+    """Trains and scores what results/NAME.jsonl lacks."""
+    place = {"machine": describe_machine(cuda), "torch": torch.__version__}
+    for known in load_scores(name):
+        if known.get("machine", place["machine"]) != place["machine"]:
+            sys.exit(f"results/{name}.jsonl is of {known['machine']}. Remove it to measure here.")
+    scorers = {}
+    all_missing = missing(name)
+    for number, fields in enumerate(all_missing, 1):
+        script, folder, words, step, seed = fields.values()
+        print(f"{number} of {len(all_missing)}: {script}, {folder}, {words}, seed {seed}")
+        numerics = numerics_of(script)
+        label = re.sub(r"[^\w.]+", "-", f"{script} {folder} {words} {seed} {numerics}")
+        words += " --cuda" if cuda else " --no-cuda"
+        try:
+            train(script, step, words, seed, data / folder, out.resolve() / label)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"{script}.py: {error.stderr.decode().strip()}")
+        run = evaluate.load_run(out / label, cuda=cuda)
+        if run.checkpoint["step"] != step:
+            sys.exit(f"{out / label} has more steps than {step}. Remove it.")
+
+        if folder not in scorers:
+            scorers[folder] = Scorer(run)
+        scorer = scorers[folder]
+        figures = scorer.score_run(run)
+        scores = [known for known in load_scores(name) if not fields.items() <= known.items()]
+        if not find(scores, script=None, data=folder):
+            held_out = scorer.score(*scorer.held_out)
+            scores.append({"script": None, "data": folder} | held_out | place)
+        score = fields | {"seconds": training_seconds(out / label)} | figures | place
+        score |= {"date": str(datetime.date.today()), "numerics": numerics}
+        save_scores(name, [*scores, score])
+    print(f"results/{name}.jsonl is complete.")
+
+
+def scores_of(name: str) -> Iterator[tuple[Entry, list[dict]]]:
+    """Each entry of a set with its scores, one for each seed."""
+    if missing(name):
+        sys.exit(f"results/{name}.jsonl is not complete: python benchmarks/scores.py run {name}")
+    scores = load_scores(name)
+    for entry in SETS[name]:
+        fields = entry._asdict()
+        del fields["seeds"]
+        yield entry, find(scores, **fields)
+
+
+def held_out(name: str, data: str) -> dict:
+    """The figures of held-out images of a folder of data."""
+    return find(load_scores(name), script=None, data=data)[0]
+
+
+def cells(scores: list[dict], *columns: str, with_range: bool = True) -> list[str]:
+    """The mean of each figure, and its range in brackets; an empty cell where it does not exist."""
+    texts = []
+    for column in columns:
+        digits, factor, unit = FIGURES[column]
+        values = [factor * score[column] for score in scores if column in score]
+        if values and not with_range:
+            values = [statistics.mean(values)]
+        texts.append(show(values, digits) + unit if values else "")
+    return texts
+
+
+def best() -> Iterator[list]:
+    columns = ["frechet", "rarest", "diversity", "accuracy"]
+    head = ["script", "options", "seeds", "minutes", "Frechet", "rarest digit"]
+    yield [*head, "diversity", "accuracy"]
+    yield ["held-out images", "", "", "", *cells([held_out("best", "mnist-32")], *columns)]
+    for entry, scores in scores_of("best"):
+        options = f"`{entry.options} --steps {entry.step}`"
+        minutes = statistics.median(score["seconds"] for score in scores) / 60
+        figures = cells(scores, *columns)
+        yield [f"{entry.script}.py", options, len(scores), f"{minutes:.0f}", *figures]
+
+
+def best_in_short() -> Iterator[list]:
+    columns = ["classes", "diversity", "frechet", "memorised", "accuracy"]
+    yield ["", "classes", "diversity", "Frechet", "memorised", "accuracy"]
+    yield ["held-out images", *cells([held_out("best", "mnist-32")], *columns)]
+    for entry, scores in scores_of("best"):
+        yield [entry.script, *cells(scores, *columns, with_range=False)]
+
+
+def widths() -> Iterator[list]:
+    yield ["script", "options", "steps", "Frechet", "rarest class", "diversity"]
+    for entry, scores in scores_of("widths"):
+        figures = cells(scores, "frechet", "rarest", "diversity")
+        yield [f"{entry.script}.py", f"`{entry.options}`", f"{entry.step:,}", *figures]
+
+
+def speedrun() -> Iterator[list]:
+    """The records of benchmarks/speedrun.py."""
+    head = ["record", "date", "what changed", "options", "steps", "seconds", "the one before"]
+    yield [*head, "machine"]
+    for script in RACES:
+        for number, file in enumerate(records_of(script), 1):
+            about, ends = load_record(file)
+            seconds = [end["seconds"] for end in ends]
+            yield [
+                f"[{script} {number}](../results/speedrun/{file.name})",
+                about["date"],
+                about["change"],
+                f"`{about['options']}`",
+                ", ".join(f"{end['step']:,}" for end in ends),
+                f"**{statistics.median(seconds):.0f}** ({', '.join(f'{x:.0f}' for x in seconds)})",
+                f"{about['before']:,.0f}" if about["before"] else "",
+                about["machine"] + (", bfloat16" if about["amp"] else ""),
+            ]
+
+
+def claim_cells(runs: list[dict], columns: dict[str, int]) -> list[str]:
+    """Mean and range of each column over the runs, with so many digits; - if no run has it.
+
+    Runs that have broken have a Frechet distance of inf and nothing else.
+    """
+    texts = []
+    for column, digits in columns.items():
+        values = [run[column] for run in runs if column in run]
+        texts.append(show(values, digits) if values else "-")
+    return texts
+
+
+def load_claims(command: str) -> dict:
+    """What benchmarks/claims.py COMMAND --record has written."""
+    return json.loads((RESULTS / "claims" / f"{command}.json").read_text("utf-8"))
+
+
+def claims(command: str) -> Iterator[list]:
+    found = load_claims(command)
+    yield ["", *found["columns"]]
+    for row in found["rows"]:
+        yield [row["name"], *claim_cells(row["runs"], found["columns"])]
+
+
+def load_kernels(folder: str) -> list[dict]:
+    """What benchmarks/kernels.py --json has measured."""
+    return json.loads((RESULTS / folder / "kernels.json").read_text("utf-8"))["rows"]
+
+
+def kernels_h100() -> Iterator[list]:
+    yield OPERATOR_HEAD
+    yield from [operator_cells(row) for row in load_kernels("h100") if "operator" in row]
+
+
+def share_h100() -> Iterator[list]:
+    yield SHARE_HEAD
+    yield from [share_cells(row) for row in load_kernels("h100") if "script" in row]
+
+
+ALL_TABLES = (best, best_in_short, widths, speedrun, kernels_h100, share_h100)
+TABLES = {table.__name__: table for table in ALL_TABLES}
+for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
+    TABLES[f"claims_{command}"] = partial(claims, command)
+
+
+def to_markdown(rows: Iterator[list]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def with_tables(text: str) -> str:
+    """The text of a page with new tables."""
+    pattern = r"(<!-- benchmarks/scores\.py (\S+) -->\n)(\|.*\n)*"
+    return re.sub(pattern, lambda found: found[1] + to_markdown(TABLES[found[2]]()), text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("scores.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="train and score what a file lacks")
+    add = command.add_argument
+    add("name", choices=SETS, help="of the file in results/")
+    add("--data", type=Path, default=Path("data"), help="the folders of data (%(default)s)")
+    add("--out", type=Path, default=Path("runs/scores"), help="for the runs (%(default)s)")
+    add("--cuda", action=BooleanOptionalAction, default=False, help="use a GPU")
+    commands.add_parser("tables", help="put the tables into their pages")
+    options = parser.parse_args(argv)
+    if options.command == "run":
+        run_set(options.name, options.data.resolve(), options.out, options.cuda)
+        return
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        new = with_tables(text)
+        if new != text:
+            page.write_text(new, "utf-8")
+            print(page)
+
+
+if __name__ == "__main__":
+    main()
