@@ -84,8 +84,8 @@ def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch,
     # After so short a training real figures would say nothing
     good = {"accuracy": 1.0, "diversity": 1.0, "rarest": 0.1}
     frechets = [10.0, 40.0, 11.0, 12.0] + 6 * [40.0]
-    scores = [good | {"frechet": frechet} for frechet in frechets]
-    monkeypatch.setattr(speedrun.evaluate.Judge, "__call__", Mock(side_effect=scores))
+    judged = [good | {"frechet": frechet} for frechet in frechets]
+    monkeypatch.setattr(speedrun.evaluate.Judge, "__call__", Mock(side_effect=judged))
     monkeypatch.setattr(speedrun, "subprocess", Mock(run=run_here))
     monkeypatch.setattr(speedrun, "RECORDS", tmp_path)
     monkeypatch.setattr(speedrun, "STEPS_TO_TIME", 4)
