@@ -6,19 +6,19 @@
 
 `run` needs the folders of data that prepare.py makes, in --data. It trains in float32, on a CPU in
 as many threads as OMP_NUM_THREADS says. A run stays in a folder of --out, and results/NAME.jsonl is
-written after each score, so that a command that was interrupted continues. One command for a NAME
-at a time.
+written after each score: give an interrupted command again, and it continues. Do not run two for
+the same NAME at once. A file is of one machine; to measure on another, remove the file.
 
 A line of results/NAME.jsonl is one score: script, data, options, step, seed, the seconds of
 training (the script's column "seconds": neither its start nor the scoring), the figures of
 `evaluate.py score` for 10,000 samples, and where and when it was measured. `numerics` is a hash of
-the values that tests/golden.json has for the script: with other ones a score is outdated, which
-`run` mends, and until then a test fails. A change of the data or of evaluate.py's classifier is not
-noticed. To measure a run again, remove its line and its folder in --out. Lines without a script are
-about held-out images.
+the values that tests/golden.json has for the script. If these have changed, the score is outdated:
+a test fails until `run` has measured it again. A change of the data or of evaluate.py's classifier
+is not noticed. To measure a run again, remove its line and its folder in --out. Lines without a
+script are about held-out images.
 
-A table is a function that yields a head and rows, in TABLES. It goes below the line
-<!-- benchmarks/scores.py FUNCTION --> of a page.
+To add a table, write a function that yields the head and then the rows, put it into ALL_TABLES, and
+<!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below.
 """
 
 import argparse
