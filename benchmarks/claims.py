@@ -12,7 +12,7 @@ Each trains small variants through the scripts' own main and prints means over t
 range in brackets. G's weights are not averaged (--ema 0), as in the papers. A run and its scores
 (scores.json) stay in a folder of --out: a command that was interrupted continues, and one that has
 finished draws its table and picture again at once. --record writes the figures to results/claims,
-of which `python benchmarks/scores.py tables` makes the tables of docs/results.md. Needs matplotlib.
+for the table claims_COMMAND of benchmarks/scores.py. Needs matplotlib.
 """
 
 import contextlib
@@ -259,13 +259,8 @@ def measure(
     Returns the run of seed 0, and for each number of steps the scores of all seeds.
     """
     argv = [name, "--data", options.data, "--batch-size", str(options.batch_size), "--ema", "0"]
-    argv += [
-        "--no-cuda",
-        "--no-amp",
-        "--log-every",
-        str(max(1, options.steps // 20)),
-        *extra.split(),
-    ]
+    argv += ["--no-cuda", "--no-amp", "--log-every", str(max(1, options.steps // 20))]
+    argv += extra.split()
     if name != "vanilla_gan":
         argv += ["--width", str(WIDTH)]
     all_steps = [round(options.steps * point) for point in points]

@@ -121,9 +121,8 @@ def draw_peer(peer: Peer, variables: dict, labels: Tensor) -> Tensor:
         if peer.takes_labels:
             images = generator(torch.randn(len(batch), options.latent_dim), batch)
         elif is_example:
-            images = generator(
-                torch.randn(len(batch), options.nz, 1, 1)
-            )  # as an image of one pixel
+            z = torch.randn(len(batch), options.nz, 1, 1)  # as an image of one pixel
+            images = generator(z)
         else:
             images = generator(torch.randn(len(batch), options.latent_dim))
         parts.append(evaluate.to_bytes(images))

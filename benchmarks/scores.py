@@ -67,6 +67,12 @@ class Entry(NamedTuple):
     step: int
     seeds: int = 1
 
+    def fields(self) -> dict:
+        """What the scores of all seeds have in common."""
+        found = self._asdict()
+        del found["seeds"]
+        return found
+
 
 NARROW = "--width 32 --batch-size 32"
 QUICK = "--batch-size 32 --lr 1e-3"
@@ -121,9 +127,7 @@ def missing(name: str) -> list[dict]:
     current = [score for score in load_scores(name) if is_current(score)]
     wanted = []
     for entry in SETS[name]:
-        fields = entry._asdict()
-        del fields["seeds"]
-        wanted += [fields | {"seed": seed} for seed in range(entry.seeds)]
+        wanted += [entry.fields() | {"seed": seed} for seed in range(entry.seeds)]
     return [fields for fields in wanted if not find(current, **fields)]
 
 
@@ -179,7 +183,7 @@ def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
         try:
             train(script, step, words, seed, data / folder, out.resolve() / label)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"{script}.py: {error.stderr.decode().strip()}")
+            sys.exit(f"{script}.py failed: {error.stderr.decode().strip()[-300:]}")
         run = evaluate.load_run(out / label, cuda=cuda)
         if run.checkpoint["step"] != step:
             sys.exit(f"{out / label} has more steps than {step}. Remove it.")
@@ -209,9 +213,7 @@ def scores_of(name: str) -> Iterator[tuple[Entry, list[dict]]]:
     """Each entry of a set with its scores, one for each seed."""
     scores = load_complete(name)
     for entry in SETS[name]:
-        fields = entry._asdict()
-        del fields["seeds"]
-        yield entry, find(scores, **fields)
+        yield entry, find(scores, **entry.fields())
 
 
 def held_out(name: str, data: str) -> dict:
@@ -219,14 +221,12 @@ def held_out(name: str, data: str) -> dict:
     return find(load_complete(name), script=None, data=data)[0]
 
 
-def cells(scores: list[dict], *columns: str, with_range: bool = True) -> list[str]:
+def cells(scores: list[dict], *columns: str) -> list[str]:
     """The mean of each figure, and its range in brackets; an empty cell where it does not exist."""
     texts = []
     for column in columns:
         digits, factor, unit = FIGURES[column]
         values = [factor * score[column] for score in scores if column in score]
-        if values and not with_range:
-            values = [statistics.mean(values)]
         texts.append(show(values, digits) + unit if values else "")
     return texts
 
@@ -241,14 +241,6 @@ def best() -> Iterator[list]:
         minutes = statistics.median(score["seconds"] for score in scores) / 60
         figures = cells(scores, *columns)
         yield [f"{entry.script}.py", options, len(scores), f"{minutes:.0f}", *figures]
-
-
-def best_in_short() -> Iterator[list]:
-    columns = ["classes", "diversity", "frechet", "memorised", "accuracy"]
-    yield ["", "classes", "diversity", "Frechet", "memorised", "accuracy"]
-    yield ["held-out images", *cells([held_out("best", "mnist-32")], *columns)]
-    for entry, scores in scores_of("best"):
-        yield [entry.script, *cells(scores, *columns, with_range=False)]
 
 
 def widths() -> Iterator[list]:
@@ -319,7 +311,7 @@ def share_h100() -> Iterator[list]:
     yield from [share_cells(row) for row in load_kernels("h100") if "script" in row]
 
 
-ALL_TABLES = (best, best_in_short, widths, speedrun, kernels_h100, share_h100)
+ALL_TABLES = (best, widths, speedrun, kernels_h100, share_h100)
 TABLES = {table.__name__: table for table in ALL_TABLES}
 for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
     TABLES[f"claims_{command}"] = partial(claims, command)

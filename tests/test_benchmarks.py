@@ -2,6 +2,7 @@
 
 import gc
 import re
+import subprocess
 import sys
 import weakref
 from argparse import Namespace
@@ -148,16 +149,28 @@ def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> 
     assert [score["script"] for score in again] == ["cgan", "cgan", "cgan", None, "cgan"]
     assert again[4] == found[3] | {"numerics": found[0]["numerics"]}
 
+    scores.save_scores("widths", again[1:])
+    train.side_effect = subprocess.CalledProcessError(1, "cgan.py", stderr=b"no images")
+    with pytest.raises(SystemExit, match=r"cgan.py failed: no images"):
+        scores.main(["run", "widths"])
     again[0]["machine"] = "another one"
     scores.save_scores("widths", again)
     with pytest.raises(SystemExit, match=r"is of another one"):
         scores.main(["run", "widths"])
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_pieces(tmp_path) -> None:
+    rows = ["step,seconds", "50,2.0", "100,4.0", "150,1.5", "200,3.0", "250,0.5"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    assert scores.training_seconds(tmp_path) == 4.0 + 3.0 + 0.5
+
+
 def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts() -> None:
-    for page in scores.PAGES:
-        text = page.read_text("utf-8")
+    pages = {page: page.read_text("utf-8") for page in scores.PAGES}
+    for page, text in pages.items():
         assert scores.with_tables(text) == text, page
+    for table in scores.ALL_TABLES:
+        assert any(f"scores.py {table.__name__} -->" in text for text in pages.values()), table
     for name in scores.SETS:
         assert all(scores.is_current(score) for score in scores.load_scores(name)), name
         assert scores.missing(name) == [], name
