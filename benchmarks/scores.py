@@ -132,9 +132,9 @@ def missing(name: str) -> list[dict]:
 
 
 def training_seconds(folder: Path) -> float:
-    """The seconds of all pieces of a run: where it was resumed, the column begins at 0 again.
+    """The seconds of all pieces of a run. Where it was resumed, the column begins at 0 again.
 
-    An interruption loses the seconds after its last row.
+    An interruption loses the seconds after its last row, and a piece of one row may be missed.
     """
     total = before = 0.0
     for row in csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()):
@@ -168,12 +168,15 @@ class Scorer:
 
 def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
     """Trains and scores what results/NAME.jsonl lacks."""
+    all_missing = missing(name)
+    if not all_missing:
+        print(f"results/{name}.jsonl is complete.")
+        return
     place = {"machine": describe_machine(cuda), "torch": torch.__version__}
     for known in load_scores(name):
         if known.get("machine", place["machine"]) != place["machine"]:
             sys.exit(f"results/{name}.jsonl is of {known['machine']}. Remove it to measure here.")
     scorers = {}
-    all_missing = missing(name)
     for number, fields in enumerate(all_missing, 1):
         script, folder, words, step, seed = fields.values()
         print(f"{number} of {len(all_missing)}: {script}, {folder}, {words}, seed {seed}")
@@ -199,7 +202,6 @@ def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
         score = fields | {"seconds": training_seconds(out / label)} | figures | place
         score |= {"date": str(datetime.date.today()), "numerics": numerics}
         save_scores(name, [*scores, score])
-    print(f"results/{name}.jsonl is complete.")
 
 
 def load_complete(name: str) -> list[dict]:
