@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 try:
     import gan_kernels
 except ImportError:
@@ -255,7 +256,6 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True  # as in the scripts
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     machine = f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads"
     print(f"{machine}, float32\n")
     print_row(*OPERATOR_HEAD)

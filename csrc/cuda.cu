@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kWarp = 32;           // threads in a warp
 constexpr int kThreads = 256;       // threads in a block
-constexpr int kNormThreads = 1024;  // threads in a block of norms_kernel
+constexpr int kNormThreads = 1024;  // threads in a block of norms_kernel, at most
 
 // The elements that one thread loads and stores at once.
 template <typename T>
@@ -181,16 +181,16 @@ __device__ A group_sum(A value, int group_size) {
 
 // Adds up `value` over a block; thread 0 gets the sum. A kernel must not call this twice: no
 // barrier keeps the second call from writing to warp_sums while the first is still reading.
-template <int kBlockThreads, typename A>
+template <typename A>
 __device__ A block_sum(A value) {
-    __shared__ A warp_sums[kBlockThreads / kWarp];
+    __shared__ A warp_sums[kWarp];  // CUDA allows 1,024 threads: 32 warps
     value = group_sum(value, kWarp);
     if (threadIdx.x % kWarp == 0) {
         warp_sums[threadIdx.x / kWarp] = value;
     }
     __syncthreads();
     A warp_sum = 0;
-    if (threadIdx.x < kBlockThreads / kWarp) {
+    if (threadIdx.x < blockDim.x / kWarp) {
         warp_sum = warp_sums[threadIdx.x];
     }
     return group_sum(warp_sum, kWarp);  // only the first warp's is meaningful
@@ -201,9 +201,9 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(const T* grad, const int64_t size, double* partial) {
     using A = Arithmetic<T>;
-    const int64_t chunks = chunks_of(size);
+    const unsigned chunks = chunks_of(size);  // a division of 64 bits would take far longer
     const int64_t sample = blockIdx.x / chunks;
-    const int64_t begin = (blockIdx.x % chunks) * kChunk;
+    const int64_t begin = blockIdx.x % chunks * kChunk;
     const int64_t left = size - begin;
     const T* x = grad + sample * size + begin;
 
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kThreads)
             sum += A(value) * A(value);
         }
     }
-    sum = block_sum<kThreads>(sum);
+    sum = block_sum(sum);
     if (threadIdx.x == 0) {
         partial[blockIdx.x] = sum;
     }
@@ -245,20 +245,28 @@ __global__ void __launch_bounds__(kThreads)
 // A group of threads works on a sample: one thread for each of its chunks, rounded up to a power of
 // two, but no more than a warp. So few threads idle, and the order of additions, on which the last
 // bits depend, follows from the shape alone.
-template <typename T>
-__global__ void __launch_bounds__(kNormThreads)
-    norms_kernel(const double* partial, const int64_t batch, const int64_t size,
-                 const double target, double* norms, T* penalty) {
-    const int64_t chunks = chunks_of(size);
+__host__ __device__ int group_size_of(int64_t chunks) {
     int group_size = 1;
     while (group_size < chunks && group_size < kWarp) {
         group_size *= 2;
     }
-    const int groups = kNormThreads / group_size;
+    return group_size;
+}
+
+// With few samples nothing but the latency counts. So the block is no larger than they need, and
+// float32 has its own root and quotient: those of float64 are slow, above all on GPUs for games.
+template <typename T>
+__global__ void __launch_bounds__(kNormThreads)
+    norms_kernel(const double* partial, const int64_t batch, const int64_t size,
+                 const double target, double* norms, T* penalty) {
+    using A = Arithmetic<T>;
+    const int64_t chunks = chunks_of(size);
+    const int group_size = group_size_of(chunks);
+    const int groups = blockDim.x / group_size;
     const int group = threadIdx.x / group_size;
     const int member = threadIdx.x % group_size;
 
-    double penalty_sum = 0;  // only the first member of a group adds to it
+    A penalty_sum = 0;  // only the first member of a group adds to it
     for (int64_t first_sample = 0; first_sample < batch; first_sample += groups) {
         const int64_t sample = first_sample + group;
         double squares = 0;
@@ -269,15 +277,14 @@ __global__ void __launch_bounds__(kNormThreads)
         }
         squares = group_sum(squares, group_size);  // called by all threads, even without a sample
         if (sample < batch && member == 0) {
-            const double norm = sqrt(squares);
+            const A norm = std::sqrt(A(squares));
             norms[sample] = norm;
-            penalty_sum += (norm - target) * (norm - target);
+            penalty_sum += (norm - A(target)) * (norm - A(target));
         }
     }
-    penalty_sum = block_sum<kNormThreads>(penalty_sum);
+    penalty_sum = block_sum(penalty_sum);
     if (threadIdx.x == 0) {
-        const Arithmetic<T> mean = penalty_sum / batch;
-        *penalty = T(mean);
+        *penalty = T(penalty_sum / A(batch));
     }
 }
 
@@ -288,7 +295,7 @@ __global__ void __launch_bounds__(kThreads)
                                      const double target, const double* norms, const T* out_grad,
                                      T* grad_grad) {
     using A = Arithmetic<T>;
-    const int64_t blocks_per_sample = divide_up(size, kBlockElements<T>);
+    const unsigned blocks_per_sample = divide_up(size, kBlockElements<T>);
     const int64_t sample = blockIdx.x / blocks_per_sample;
     const int64_t block_of_sample = blockIdx.x % blocks_per_sample;
     const int64_t begin = block_of_sample * kBlockElements<T> + threadIdx.x * Pack<T>::kSize;
@@ -370,8 +377,11 @@ const char* gradient_penalty(Type type, Gradients grad, double target, double* p
         if (blocks > 0) {  // CUDA refuses a launch of no blocks
             squares_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(x, grad.size, partial);
         }
-        norms_kernel<T><<<1, kNormThreads, 0, cuda_stream>>>(partial, grad.batch, grad.size, target,
-                                                             norms, static_cast<T*>(penalty));
+        const int64_t members = grad.batch * group_size_of(chunks_of(grad.size));
+        const int64_t warps = std::max<int64_t>(1, divide_up(members, kWarp));
+        const int threads = std::min<int64_t>(warps * kWarp, kNormThreads);
+        norms_kernel<T><<<1, threads, 0, cuda_stream>>>(partial, grad.batch, grad.size, target,
+                                                        norms, static_cast<T*>(penalty));
     });
     return launch_error();
 }

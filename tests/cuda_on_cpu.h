@@ -18,6 +18,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __launch_bounds__(threads)
 #define __grid_constant__
 #define __shared__ static  // blocks run one after the other
@@ -37,6 +38,7 @@ struct Dim {
     unsigned x;
 };
 inline thread_local Dim threadIdx, blockIdx;
+inline Dim blockDim;
 
 constexpr int kLanes = 32;
 
@@ -58,9 +60,10 @@ inline void __syncthreads() { block->all.arrive_and_wait(); }
 
 // Every other call has other slots, so that none is written while a lane may still read it: between
 // two calls that share slots each lane has waited for all others.
+inline thread_local bool is_odd = false;
+
 template <typename A>
 A __shfl_down_sync(unsigned, A value, int offset) {
-    thread_local bool is_odd = false;
     is_odd = !is_odd;
     double* slots = block->slots.data() + (is_odd ? block->slots.size() / 2 : 0);
     slots[threadIdx.x] = value;
@@ -76,6 +79,7 @@ auto run(bool waits, unsigned blocks, int threads, Kernel kernel) {
     return [=](const auto&... arguments) {
         Block shared(threads);
         block = &shared;
+        blockDim.x = threads;
         const auto go = [&](unsigned thread) {
             threadIdx.x = thread;
             for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
