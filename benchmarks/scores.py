@@ -4,8 +4,8 @@
     python benchmarks/scores.py run widths     the same for another of the SETS below
     python benchmarks/scores.py tables         puts the tables into their pages
 
-`run` needs the folders of data that prepare.py makes, in --data. It trains in float32, on a CPU in
-as many threads as OMP_NUM_THREADS says. A run stays in a folder of --out, and results/NAME.jsonl is
+`run` needs the folders of data that prepare.py makes, in --data. It trains in float32 (but where the
+options say --amp), on a CPU in as many threads as OMP_NUM_THREADS says. A run stays in a folder of --out, and results/NAME.jsonl is
 written after each score: give an interrupted command again, and it continues. Do not run two for
 the same NAME at once. A file is of one machine; to measure on another, remove the file.
 
@@ -41,7 +41,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernels import OPERATOR_HEAD, SHARE_HEAD, operator_cells, share_cells
 from speedrun import RACES, ROOT, load_record, numerics_of, records_of, train
-from throughput import describe_machine, show
+from throughput import RATIOS, describe_machine, ratio, show
 
 import evaluate
 
@@ -93,6 +93,17 @@ SETS = {
         Entry("r3gan", "cifar10-32", f"--width 32 {QUICK}", 1550),
         Entry("r3gan", "cifar10-32", f"--width 64 {QUICK}", 600),
         Entry("r3gan", "cifar10-32", f"--width 128 {QUICK}", 150),
+    ],
+    "gpu_mnist": [  # README.md's commands, with --cuda
+        Entry("vanilla_gan", "mnist-28", "--amp", 23_450),
+        Entry("dcgan", "mnist-32", "--batch-size 64 --lr 1e-3 --amp", 4700),
+        Entry("cgan", "mnist-32", "--batch-size 64 --lr 5e-4 --amp", 4700),
+        Entry("wgan", "mnist-32", "--lr 5e-4 --n-critic 2 --clip 0.05 --amp", 4700),
+        Entry("wgan_gp", "mnist-32", "--lr 1e-3 --amp", 1150),
+        Entry("r3gan", "mnist-32", f"{NARROW} --lr 1e-3", 2000),
+        Entry("lsgan", "mnist-32", f"{QUICK} --amp", 1200),
+        Entry("acgan", "mnist-32", f"{QUICK} --amp", 1200),
+        Entry("fgan", "mnist-32", f"{QUICK} --amp", 1200),
     ],
 }
 
@@ -254,6 +265,16 @@ def widths() -> Iterator[list]:
         yield [f"{entry.script}.py", options, f"{entry.step:,}", f"{seconds:.0f}", *figures]
 
 
+def gpu_mnist() -> Iterator[list]:
+    columns = ["frechet", "rarest", "diversity", "accuracy"]
+    head = ["script", "options", "seconds", "Frechet", "rarest digit"]
+    yield [*head, "diversity", "accuracy"]
+    yield ["held-out images", "", "", *cells([held_out("gpu_mnist", "mnist-32")], *columns)]
+    for entry, (score,) in scores_of("gpu_mnist"):
+        options = f"`{entry.options} --steps {entry.step}`"
+        yield [f"{entry.script}.py", options, score["seconds"], *cells([score], *columns)]
+
+
 def speedrun() -> Iterator[list]:
     """The records of benchmarks/speedrun.py."""
     head = ["record", "date", "what changed", "options", "steps", "seconds", "the one before"]
@@ -313,7 +334,27 @@ def share_h100() -> Iterator[list]:
     yield from [share_cells(row) for row in load_kernels("h100") if "script" in row]
 
 
-ALL_TABLES = (best, widths, speedrun, kernels_h100, share_h100)
+def throughput_h200() -> Iterator[list]:
+    """What benchmarks/throughput.py --json has measured."""
+    yield [
+        *["script", "pixels", "width", "batch", "ms a step", "`--amp`", "`--no-graph`"],
+        *["step / floor", "textbook / step"],
+    ]
+    for size, width, name in [(32, 64, "32"), (32, 128, "32-128"), (64, 64, "64")]:
+        file = RESULTS / "h200" / f"throughput-{name}.json"
+        measured = {}
+        for row in json.loads(file.read_text("utf-8"))["rows"]:
+            measured.setdefault((row["script"], row["batch"]), {})[row["row"]] = row["seconds"]
+        for (script, batch), rows in measured.items():
+            steps = {row: statistics.median(times["script"]) for row, times in rows.items()}
+            kinds = ("float32", "bfloat16", "float32, no graph")
+            milliseconds = [f"{steps[kind] * 1e3:.2f}" if kind in steps else "" for kind in kinds]
+            ratios = [ratio(rows["float32"], *names) for names in RATIOS]
+            width_cell = "" if script == "vanilla_gan" else width
+            yield [f"{script}.py", size, width_cell, batch, *milliseconds, *ratios]
+
+
+ALL_TABLES = (best, widths, gpu_mnist, speedrun, throughput_h200, kernels_h100, share_h100)
 TABLES = {table.__name__: table for table in ALL_TABLES}
 for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
     TABLES[f"claims_{command}"] = partial(claims, command)
