@@ -4,10 +4,11 @@
     python benchmarks/scores.py run widths     the same for another of the SETS below
     python benchmarks/scores.py tables         puts the tables into their pages
 
-`run` needs the folders of data that prepare.py makes, in --data. It trains in float32 (but where the
-options say --amp), on a CPU in as many threads as OMP_NUM_THREADS says. A run stays in a folder of --out, and results/NAME.jsonl is
-written after each score: give an interrupted command again, and it continues. Do not run two for
-the same NAME at once. A file is of one machine; to measure on another, remove the file.
+`run` needs the folders of data that prepare.py makes, in --data. It trains in float32 unless the
+options have --amp, on a CPU in as many threads as OMP_NUM_THREADS says. A run stays in a folder of
+--out, and results/NAME.jsonl is written after each score: give an interrupted command again, and it
+continues. Do not run two for the same NAME at once. A file is of one machine; to measure on
+another, remove the file.
 
 A line of results/NAME.jsonl is one score: script, data, options, step, seed, the seconds of
 training (the script's column "seconds": neither its start nor the scoring), the figures of
@@ -41,7 +42,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernels import OPERATOR_HEAD, SHARE_HEAD, operator_cells, share_cells
 from speedrun import RACES, ROOT, load_record, numerics_of, records_of, train
-from throughput import RATIOS, describe_machine, ratio, show
+from throughput import describe_machine, show, show_ratios
 
 import evaluate
 
@@ -319,43 +320,55 @@ def claims(command: str) -> Iterator[list]:
         yield [row["name"], *claim_cells(row["runs"], found["columns"])]
 
 
-def load_kernels(folder: str) -> list[dict]:
-    """What benchmarks/kernels.py --json has measured."""
-    return json.loads((RESULTS / folder / "kernels.json").read_text("utf-8"))["rows"]
+def load_rows(*path: str) -> list[dict]:
+    """What benchmarks/throughput.py or kernels.py --json FILE has measured."""
+    return json.loads(RESULTS.joinpath(*path).read_text("utf-8"))["rows"]
 
 
-def kernels_h100() -> Iterator[list]:
-    yield OPERATOR_HEAD
-    yield from [operator_cells(row) for row in load_kernels("h100") if "operator" in row]
-
-
-def share_h100() -> Iterator[list]:
-    yield SHARE_HEAD
-    yield from [share_cells(row) for row in load_kernels("h100") if "script" in row]
+def throughput_epyc() -> Iterator[list]:
+    yield ["script", "batch", "images/s", "ms a step", "step / floor", "textbook / step"]
+    for row in load_rows("epyc", "throughput.json"):
+        times = row["seconds"]
+        seconds = statistics.median(times["script"])
+        speeds = [f"{row['images'] / seconds:,.0f}", f"{seconds * 1e3:.0f}"]
+        yield [f"{row['script']}.py", row["batch"], *speeds, *show_ratios(times)]
 
 
 def throughput_h200() -> Iterator[list]:
-    """What benchmarks/throughput.py --json has measured."""
     yield [
         *["script", "pixels", "width", "batch", "ms a step", "`--amp`", "`--no-graph`"],
         *["step / floor", "textbook / step"],
     ]
     for size, width, name in [(32, 64, "32"), (32, 128, "32-128"), (64, 64, "64")]:
-        file = RESULTS / "h200" / f"throughput-{name}.json"
         measured = {}
-        for row in json.loads(file.read_text("utf-8"))["rows"]:
+        for row in load_rows("h200", f"throughput-{name}.json"):
             measured.setdefault((row["script"], row["batch"]), {})[row["row"]] = row["seconds"]
         for (script, batch), rows in measured.items():
             steps = {row: statistics.median(times["script"]) for row, times in rows.items()}
             kinds = ("float32", "bfloat16", "float32, no graph")
             milliseconds = [f"{steps[kind] * 1e3:.2f}" if kind in steps else "" for kind in kinds]
-            ratios = [ratio(rows["float32"], *names) for names in RATIOS]
+            ratios = show_ratios(rows["float32"])
             width_cell = "" if script == "vanilla_gan" else width
             yield [f"{script}.py", size, width_cell, batch, *milliseconds, *ratios]
 
 
-ALL_TABLES = (best, widths, gpu_mnist, speedrun, throughput_h200, kernels_h100, share_h100)
+def kernels(folder: str) -> Iterator[list]:
+    yield OPERATOR_HEAD
+    yield from [
+        operator_cells(row) for row in load_rows(folder, "kernels.json") if "operator" in row
+    ]
+
+
+def share(folder: str) -> Iterator[list]:
+    yield SHARE_HEAD
+    yield from [share_cells(row) for row in load_rows(folder, "kernels.json") if "script" in row]
+
+
+ALL_TABLES = (best, widths, gpu_mnist, speedrun, throughput_h200)
 TABLES = {table.__name__: table for table in ALL_TABLES}
+for machine in ("h100",):
+    TABLES[f"kernels_{machine}"] = partial(kernels, machine)
+    TABLES[f"share_{machine}"] = partial(share, machine)
 for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
     TABLES[f"claims_{command}"] = partial(claims, command)
 

@@ -220,10 +220,13 @@ def show(values: list[float], digits: int = 1) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def ratio(times: dict[str, list[float]], above: str, below: str) -> str:
-    """The median over the turns, or - without such a candidate."""
-    ratios = [x / y for x, y in zip(times.get(above, []), times[below], strict=False)]
-    return f"{statistics.median(ratios):.3f}" if ratios else "-"
+def show_ratios(times: dict[str, list[float]]) -> list[str]:
+    """The medians of the RATIOS over the turns, or - where a candidate was not measured."""
+    texts = []
+    for above, below in RATIOS:
+        ratios = [x / y for x, y in zip(times.get(above, []), times[below], strict=False)]
+        texts.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+    return texts
 
 
 def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) -> dict:
@@ -231,11 +234,13 @@ def print_row(module: ModuleType, name: str, argv: list[str], seconds: float) ->
     args = parse_options(module, argv)
     times = measure(module, argv, seconds)
     step_seconds = statistics.median(times["script"])
-    cells = [f"{step_seconds * 1e3:.2f}", *[ratio(times, *names) for names in RATIOS]]
-    images_per_second = f"{module.images_per_step(args) / step_seconds:,.0f}"
+    cells = [f"{step_seconds * 1e3:.2f}", *show_ratios(times)]
+    images = module.images_per_step(args)
+    images_per_second = f"{images / step_seconds:,.0f}"
     print_cells(f"{module.SCRIPT}.py", args.batch_size, name, images_per_second, *cells)
     rounded = {candidate: [round(x, 6) for x in values] for candidate, values in times.items()}
-    return {"script": module.SCRIPT, "batch": args.batch_size, "row": name, "seconds": rounded}
+    row = {"script": module.SCRIPT, "batch": args.batch_size, "images": images, "row": name}
+    return row | {"seconds": rounded}
 
 
 def write_digits(module: ModuleType, size: int, folder: Path) -> None:

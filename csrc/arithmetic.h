@@ -1,7 +1,7 @@
 // What the kernels compute for one element or one sample.
 //
-// The CPU and the CUDA kernels both include this file, so a test on the CPU also tests the formulas
-// of the GPU.
+// The CPU and the CUDA kernels both include this file, so a test on the CPU also tests these
+// formulas of the GPU.
 #pragma once
 
 #include <cmath>

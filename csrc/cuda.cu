@@ -1,8 +1,9 @@
 // The kernels on the GPU. No torch header is included, so nvcc alone compiles this file:
 //     nvcc -c -arch=sm_90 csrc/cuda.cu
 //
-// All of them are limited by memory traffic. So wherever the data are aligned, a thread loads 16
-// bytes with one instruction, works on them, and stores 16 bytes with one instruction.
+// Large tensors are limited by memory traffic, small ones by the time of a launch. So wherever the
+// data are aligned, a thread loads 16 bytes with one instruction, works on them, and stores 16
+// bytes with one instruction.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -17,9 +18,9 @@ static_assert(CUDART_VERSION >= 12010, "before CUDA 12.1 a kernel took 4 KiB of 
 namespace gan {
 namespace {
 
-constexpr int kWarp = 32;           // threads in a warp
-constexpr int kThreads = 256;       // threads in a block
-constexpr int kNormThreads = 1024;  // threads in a block of norms_kernel, at most
+constexpr int kWarp = 32;          // threads in a warp
+constexpr int kThreads = 256;      // threads in a block, but for norms_kernel
+constexpr int kMaxThreads = 1024;  // CUDA allows no more in a block
 
 // The elements that one thread loads and stores at once.
 template <typename T>
@@ -179,11 +180,12 @@ __device__ A group_sum(A value, int group_size) {
     return value;
 }
 
-// Adds up `value` over a block; thread 0 gets the sum. A kernel must not call this twice: no
-// barrier keeps the second call from writing to warp_sums while the first is still reading.
+// Adds up `value` over a block of whole warps; thread 0 gets the sum. All threads must call this,
+// and only once in a kernel: no barrier keeps a second call from writing to warp_sums while the
+// first is still reading.
 template <typename A>
 __device__ A block_sum(A value) {
-    __shared__ A warp_sums[kWarp];  // CUDA allows 1,024 threads: 32 warps
+    __shared__ A warp_sums[kMaxThreads / kWarp];
     value = group_sum(value, kWarp);
     if (threadIdx.x % kWarp == 0) {
         warp_sums[threadIdx.x / kWarp] = value;
@@ -193,7 +195,7 @@ __device__ A block_sum(A value) {
     if (threadIdx.x < blockDim.x / kWarp) {
         warp_sum = warp_sums[threadIdx.x];
     }
-    return group_sum(warp_sum, kWarp);  // only the first warp's is meaningful
+    return group_sum(warp_sum, kWarp);  // only thread 0's is meaningful
 }
 
 // First launch: each block adds up the squares of one chunk of one sample.
@@ -201,9 +203,10 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(const T* grad, const int64_t size, double* partial) {
     using A = Arithmetic<T>;
-    const unsigned chunks = chunks_of(size);  // a division of 64 bits would take far longer
+    // There are at least as many blocks, so 32 bits suffice: to divide by them is much faster
+    const unsigned chunks = chunks_of(size);
     const int64_t sample = blockIdx.x / chunks;
-    const int64_t begin = blockIdx.x % chunks * kChunk;
+    const int64_t begin = int64_t(blockIdx.x % chunks) * kChunk;
     const int64_t left = size - begin;
     const T* x = grad + sample * size + begin;
 
@@ -239,12 +242,9 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Second launch: a single block adds up the chunks of each sample to its norm, and then the
-// penalty.
-//
-// A group of threads works on a sample: one thread for each of its chunks, rounded up to a power of
-// two, but no more than a warp. So few threads idle, and the order of additions, on which the last
-// bits depend, follows from the shape alone.
+// How many threads of norms_kernel work on a sample: one for each of its chunks, rounded up to a
+// power of two, but no more than a warp. So few threads idle, and the order of additions, on which
+// the last bits depend, follows from the shape alone.
 __host__ __device__ int group_size_of(int64_t chunks) {
     int group_size = 1;
     while (group_size < chunks && group_size < kWarp) {
@@ -253,10 +253,11 @@ __host__ __device__ int group_size_of(int64_t chunks) {
     return group_size;
 }
 
-// With few samples nothing but the latency counts. So the block is no larger than they need, and
-// float32 has its own root and quotient: those of float64 are slow, above all on GPUs for games.
+// Second launch: a single block adds up the chunks of each sample to its norm, and then the
+// penalty. Root and quotient are those of A, since float64's take long, above all on GPUs that are
+// made for games.
 template <typename T>
-__global__ void __launch_bounds__(kNormThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     norms_kernel(const double* partial, const int64_t batch, const int64_t size,
                  const double target, double* norms, T* penalty) {
     using A = Arithmetic<T>;
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(kThreads)
                                      const double target, const double* norms, const T* out_grad,
                                      T* grad_grad) {
     using A = Arithmetic<T>;
-    const unsigned blocks_per_sample = divide_up(size, kBlockElements<T>);
+    const unsigned blocks_per_sample = divide_up(size, kBlockElements<T>);  // as in squares_kernel
     const int64_t sample = blockIdx.x / blocks_per_sample;
     const int64_t block_of_sample = blockIdx.x % blocks_per_sample;
     const int64_t begin = block_of_sample * kBlockElements<T> + threadIdx.x * Pack<T>::kSize;
@@ -377,9 +378,10 @@ const char* gradient_penalty(Type type, Gradients grad, double target, double* p
         if (blocks > 0) {  // CUDA refuses a launch of no blocks
             squares_kernel<T><<<blocks, kThreads, 0, cuda_stream>>>(x, grad.size, partial);
         }
+        // No larger a block than the samples need: it would take longer to start and to add up
         const int64_t members = grad.batch * group_size_of(chunks_of(grad.size));
         const int64_t warps = std::max<int64_t>(1, divide_up(members, kWarp));
-        const int threads = std::min<int64_t>(warps * kWarp, kNormThreads);
+        const int threads = std::min<int64_t>(warps * kWarp, kMaxThreads);
         norms_kernel<T><<<1, threads, 0, cuda_stream>>>(partial, grad.batch, grad.size, target,
                                                         norms, static_cast<T*>(penalty));
     });

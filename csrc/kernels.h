@@ -60,8 +60,8 @@ struct Backend {
     const char* (*rmsprop_clip)(Type type, const Weights* weights, int64_t count, double lr,
                                 double alpha, double eps, double c, void* stream);
 
-    // Writes (batch,) norms and the penalty, one number of the given type. `partial` is scratch
-    // memory for batch * chunks_of(size) numbers.
+    // Writes (batch,) norms and the penalty, one number of the given type. On a GPU the norms are
+    // rounded to Arithmetic<type>. `partial` is scratch memory for batch * chunks_of(size) numbers.
     const char* (*gradient_penalty)(Type type, Gradients grad, double target, double* partial,
                                     double* norms, void* penalty, void* stream);
 

@@ -169,8 +169,10 @@ def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts() ->
     pages = {page: page.read_text("utf-8") for page in scores.PAGES}
     for page, text in pages.items():
         assert scores.with_tables(text) == text, page
-    for table in scores.ALL_TABLES:
-        assert any(f"scores.py {table.__name__} -->" in text for text in pages.values()), table
+    recorded = {f"claims_{file.stem}" for file in scores.RESULTS.glob("claims/*.json")}
+    for table in scores.TABLES:
+        if table in recorded or not table.startswith("claims_"):
+            assert any(f"scores.py {table} -->" in text for text in pages.values()), table
     for name in scores.SETS:
         assert all(scores.is_current(score) for score in scores.load_scores(name)), name
         assert scores.missing(name) == [], name
