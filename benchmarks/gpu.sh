@@ -69,7 +69,7 @@ if [ "$stage" = kernels ]; then
     part doctor 40 "$python" -c 'import sys, gan_kernels.__main__ as doctor
 doctor.main()
 sys.exit(doctor.gan_kernels.why_not("cuda"))' || finish
-    part tests 400 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py -k gpu
+    part tests 400 "$python" -m pytest -q -rs tests/test_graph.py tests/test_kernels.py
     if command -v compute-sanitizer > /dev/null; then
         # Without PyTorch's cache every allocation has its own bounds
         for tool in memcheck racecheck; do
@@ -80,10 +80,13 @@ sys.exit(doctor.gan_kernels.why_not("cuda"))' || finish
     fi
     part kernels 200 "$python" benchmarks/kernels.py --cuda --seconds 0.5 --json "$work/kernels.json"
 elif [ "$stage" = scripts ]; then
-    for size in 32 64; do
-        part "throughput-$size" 300 "$python" benchmarks/throughput.py --cuda --seconds 1 \
-            --image-size "$size" --json "$work/throughput-$size.json"
-    done
+    measure() { # measure NAME OPTIONS...
+        part "throughput-$1" 300 "$python" benchmarks/throughput.py --cuda --seconds 1 \
+            --json "$work/throughput-$1.json" "${@:2}"
+    }
+    measure 32
+    measure 32-128 dcgan wgan_gp r3gan --width 128
+    measure 64 dcgan wgan_gp r3gan --image-size 64
 else
     # The commands in README.md's table of the scripts: `dcgan.py --epochs 25`, 18 minutes
     mapfile -t commands < <(grep -oP '`\K\w+\.py --[^`]+(?=`, \d+ minute)' README.md)

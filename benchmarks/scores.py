@@ -77,11 +77,37 @@ class Entry(NamedTuple):
 
 NARROW = "--width 32 --batch-size 32"
 QUICK = "--batch-size 32 --lr 1e-3"
+QUICKEST = {  # the settings of docs/speedrun.md, and steps
+    "vanilla_gan": ("--batch-size 64 --lr 1e-3", 3000),
+    "dcgan": (f"{NARROW} --lr 2e-3", 1000),
+    "cgan": (f"{NARROW} --lr 2e-3", 1000),
+    "wgan": (f"{NARROW} --lr 1e-3 --n-critic 2 --clip 0.05", 1000),
+    "wgan_gp": (f"{NARROW} --lr 2e-3 --n-critic 1", 1000),
+    "r3gan": (f"{NARROW} --lr 2e-3", 1000),
+    "lsgan": (f"{NARROW} --lr 2e-3", 1000),
+    "acgan": (f"{NARROW} --lr 2e-3", 1000),
+    "fgan": (f"{NARROW} --lr 2e-3", 1000),
+}
+
+
+def quick_entries(name: str) -> list[Entry]:
+    """All scripts on one set of data, which exists in 28 and in 32 pixels."""
+    entries = []
+    for script, (options, steps) in QUICKEST.items():
+        size = 28 if script == "vanilla_gan" else 32
+        entries.append(Entry(script, f"{name}-{size}", options, steps))
+    return entries
+
+
 SETS = {
     "best": [
+        Entry("vanilla_gan", "mnist-28", "--lr 4e-4", 11_700),
         Entry("dcgan", "mnist-32", f"{NARROW} --lr 1e-3", 10_000),
         Entry("dcgan", "mnist-32", f"{NARROW} --lr 2e-3", 10_000),
         Entry("cgan", "mnist-32", f"{NARROW} --lr 1e-3", 10_000, seeds=3),
+        Entry("wgan", "mnist-32", f"{NARROW} --lr 1e-3 --n-critic 2 --clip 0.05", 6000),
+        Entry("wgan", "mnist-32", "--width 32 --lr 5e-4 --n-critic 2 --clip 0.05", 4700),
+        Entry("wgan_gp", "mnist-32", f"{NARROW} --lr 2e-3 --n-critic 1", 4000, seeds=3),
         Entry("r3gan", "mnist-32", f"{NARROW} --lr 1e-3", 2000, seeds=3),
     ],
     "widths": [  # about five minutes of one core of an EPYC for each
@@ -95,6 +121,7 @@ SETS = {
         Entry("r3gan", "cifar10-32", f"--width 64 {QUICK}", 600),
         Entry("r3gan", "cifar10-32", f"--width 128 {QUICK}", 150),
     ],
+    "quick": quick_entries("mnist") + quick_entries("fashion-mnist"),
     "gpu_mnist": [  # README.md's commands, with --cuda
         Entry("vanilla_gan", "mnist-28", "--amp", 23_450),
         Entry("dcgan", "mnist-32", "--batch-size 64 --lr 1e-3 --amp", 4700),
@@ -257,6 +284,19 @@ def best() -> Iterator[list]:
         yield [f"{entry.script}.py", options, len(scores), f"{minutes:.0f}", *figures]
 
 
+def samples() -> Iterator[list]:
+    """Of each script the run with seed 0 and the lowest Frechet distance."""
+    columns = ["classes", "diversity", "frechet", "memorised", "accuracy"]
+    yield ["", "classes", "diversity", "Frechet", "memorised", "accuracy"]
+    yield ["held-out images", *cells([held_out("best", "mnist-32")], *columns)]
+    shown = set()
+    firsts = find(load_complete("best"), seed=0)
+    for score in sorted(firsts, key=lambda score: score["frechet"]):
+        if score["script"] not in shown:
+            yield [score["script"], *cells([score], *columns)]
+            shown.add(score["script"])
+
+
 def widths() -> Iterator[list]:
     yield ["script", "options", "steps", "seconds", "Frechet", "rarest class", "diversity"]
     for entry, scores in scores_of("widths"):
@@ -264,6 +304,17 @@ def widths() -> Iterator[list]:
         seconds = statistics.median(score["seconds"] for score in scores)
         options = f"`{entry.options}`"
         yield [f"{entry.script}.py", options, f"{entry.step:,}", f"{seconds:.0f}", *figures]
+
+
+def quick() -> Iterator[list]:
+    columns = ["frechet", "rarest", "accuracy"]
+    rest = ["rarest class", "accuracy"]
+    yield ["script", "options", "MNIST: Frechet", *rest, "Fashion-MNIST: Frechet", *rest]
+    sets = [held_out("quick", f"{name}-32") for name in ("mnist", "fashion-mnist")]
+    yield ["held-out images", "", *cells([sets[0]], *columns), *cells([sets[1]], *columns)]
+    found = [(entry, *cells(scores, *columns)) for entry, scores in scores_of("quick")]
+    for (entry, *digits), (_, *clothes) in zip(found[:9], found[9:], strict=True):
+        yield [f"{entry.script}.py", f"`{entry.options} --steps {entry.step}`", *digits, *clothes]
 
 
 def gpu_mnist() -> Iterator[list]:
@@ -325,15 +376,6 @@ def load_rows(*path: str) -> list[dict]:
     return json.loads(RESULTS.joinpath(*path).read_text("utf-8"))["rows"]
 
 
-def throughput_epyc() -> Iterator[list]:
-    yield ["script", "batch", "images/s", "ms a step", "step / floor", "textbook / step"]
-    for row in load_rows("epyc", "throughput.json"):
-        times = row["seconds"]
-        seconds = statistics.median(times["script"])
-        speeds = [f"{row['images'] / seconds:,.0f}", f"{seconds * 1e3:.0f}"]
-        yield [f"{row['script']}.py", row["batch"], *speeds, *show_ratios(times)]
-
-
 def throughput_h200() -> Iterator[list]:
     yield [
         *["script", "pixels", "width", "batch", "ms a step", "`--amp`", "`--no-graph`"],
@@ -352,23 +394,23 @@ def throughput_h200() -> Iterator[list]:
             yield [f"{script}.py", size, width_cell, batch, *milliseconds, *ratios]
 
 
-def kernels(folder: str) -> Iterator[list]:
+def kernels_h100() -> Iterator[list]:
     yield OPERATOR_HEAD
-    yield from [
-        operator_cells(row) for row in load_rows(folder, "kernels.json") if "operator" in row
-    ]
+    rows = load_rows("h100", "kernels.json")
+    yield from [operator_cells(row) for row in rows if "operator" in row]
 
 
-def share(folder: str) -> Iterator[list]:
+def share_h100() -> Iterator[list]:
     yield SHARE_HEAD
-    yield from [share_cells(row) for row in load_rows(folder, "kernels.json") if "script" in row]
+    rows = load_rows("h100", "kernels.json")
+    yield from [share_cells(row) for row in rows if "script" in row]
 
 
-ALL_TABLES = (best, widths, gpu_mnist, speedrun, throughput_h200)
+ALL_TABLES = (
+    *[best, samples, widths, quick, gpu_mnist, speedrun],
+    *[throughput_h200, kernels_h100, share_h100],
+)
 TABLES = {table.__name__: table for table in ALL_TABLES}
-for machine in ("h100",):
-    TABLES[f"kernels_{machine}"] = partial(kernels, machine)
-    TABLES[f"share_{machine}"] = partial(share, machine)
 for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
     TABLES[f"claims_{command}"] = partial(claims, command)
 
