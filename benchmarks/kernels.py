@@ -185,7 +185,7 @@ def compare_on_lists(size: str, shapes: list[torch.Size], args: Namespace) -> No
     compare("clip_weights_", size, numel, ours, eager, torch.compile(loop), 2, args)
 
     options = {"lr": 5e-5, "capturable": args.cuda}
-    ours = gan_kernels.RMSpropClip(params, BOUND, **options).step
+    ours = gan_kernels.RMSpropClip(params, clip=BOUND, **options).step
     loop_optimizer = torch.optim.RMSprop(params, foreach=False, **options)
     loop = functools.partial(step_and_clip, loop_optimizer, clip_loop, params)
     foreach_optimizer = torch.optim.RMSprop(params, foreach=True, **options)

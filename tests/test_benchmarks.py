@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import claims
 import few
+import kernels
 import mistakes
 import modes
 import peers
@@ -181,6 +182,20 @@ def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts() ->
     for file in scores.RESULTS.glob("claims/*.json"):
         for script, numerics in scores.load_claims(file.stem)["numerics"].items():
             assert numerics == scores.numerics_of(script), (file, script)
+
+
+def test_kernels_times_every_operator(monkeypatch, capsys) -> None:
+    pytest.importorskip("gan_kernels")
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # it takes long
+    args = Namespace(device="cpu", cuda=False, seconds=0, rows=[])
+    kernels.compare_on_lists("tiny", [torch.Size([3]), torch.Size([2, 2])], args)
+    kernels.compare_on_batch((4, 1, 2, 2), args)
+    operators = ["clip_weights_", "rmsprop_clip_", "gradient_penalty"]
+    assert [row["operator"] for row in args.rows] == operators
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in operators]
+    for row in args.rows:
+        assert all(len(times) == 5 for kind in row["seconds"].values() for times in kind.values())
 
 
 PEER = """
