@@ -42,6 +42,7 @@ OPERATOR_HEAD = ["operator", "size", "ours (us)", "best eager", "torch.compile",
 SHARE_HEAD = ["script", "step (ms)", "our kernels", "PyTorch's operators"]
 BOUND = 0.01  # of WGAN's weights
 CALLS = 10  # in a CUDA graph
+MOST_ROUNDS = 300  # a median needs no more, and --json keeps them all
 Candidate = Callable[[], object]
 
 
@@ -72,7 +73,8 @@ def as_graph(candidate: Candidate) -> Candidate:
 
 
 def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, list[float]]:
-    """The seconds of each candidate in each round. There are at least 5, args.seconds long.
+    """The seconds of each candidate in each round. There are at least 5, and at most
+    MOST_ROUNDS, within args.seconds.
 
     They are rounded to nanoseconds.
     """
@@ -84,7 +86,7 @@ def interleave(candidates: dict[str, Candidate], args: Namespace) -> dict[str, l
     times = {name: [] for name in candidates}
     rounds = 0
     start = time.monotonic()
-    while rounds < 5 or time.monotonic() - start < args.seconds:
+    while rounds < 5 or (rounds < MOST_ROUNDS and time.monotonic() - start < args.seconds):
         rounds += 1
         for name in random.sample(list(candidates), len(candidates)):
             times[name].append(round(measure(candidates[name], args.cuda), 9))

@@ -123,7 +123,7 @@ SETS = {
         Entry("r3gan", "cifar10-32", f"--width 128 {QUICK}", 150),
     ],
     "quick": quick_entries("mnist") + quick_entries("fashion-mnist"),
-    "gpu_mnist": [  # README.md's commands, with --cuda
+    "gpu_mnist": [  # docs/results.md at the papers' width, and README.md's others
         Entry("vanilla_gan", "mnist-28", "--amp", 23_450),
         Entry("dcgan", "mnist-32", "--batch-size 64 --lr 1e-3 --amp", 4700),
         Entry("cgan", "mnist-32", "--batch-size 64 --lr 5e-4 --amp", 4700),
