@@ -11,20 +11,18 @@
 Each trains small variants through the scripts' own main and prints means over the seeds, with the
 range in brackets. G's weights are not averaged (--ema 0), as in the papers. A run and its scores
 (scores.json) stay in a folder of --out: a command that was interrupted continues, and one that has
-finished draws its table and picture again at once. --record writes the figures to results/claims,
-for the table claims_COMMAND of benchmarks/scores.py. Needs matplotlib.
+finished draws its table and picture again at once. Needs matplotlib. docs/results.md is made of
+what --record claims_dcgan, claims_wgan and so on has written.
 """
 
 import contextlib
 import csv
-import datetime
 import functools
 import importlib
 import io
 import itertools
 import json
 import math
-import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -40,9 +38,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scores import RESULTS, claim_cells
 from speedrun import numerics_of
-from throughput import describe_machine, print_cells, write_digits
+from tables import Table, add_record_option
+from throughput import write_digits
 
 import dcgan as dcgan_script
 import evaluate
@@ -284,36 +282,12 @@ def measure(
     return folders[0], scores
 
 
-class Table:
-    """A table that is printed row by row; the first, of real images, at once.
-
-    columns: their names and digits.
-    """
-
-    def __init__(self, options: Namespace, columns: dict[str, int]) -> None:
-        self.columns = columns
-        self.scripts = set()
-        self.rows = []
-        print_cells("", *columns)
-        print_cells(*["---"] * (len(columns) + 1))
-        judge, images = load_judge(options.data)
-        self.add("real images", None, [judge(images)])
-
-    def add(self, name: str, script: str | None, runs: list[dict]) -> None:
-        """A row: the mean of each column over these runs of a script."""
-        if script:
-            self.scripts.add(script)
-        kept = [{key: run[key] for key in self.columns if key in run} for run in runs]
-        self.rows.append({"name": name, "runs": kept})
-        print_cells(name, *claim_cells(kept, self.columns))
-
-    def record(self, file: Path, command: str) -> None:
-        """Writes the figures of each run, with where they were measured."""
-        about = {"command": command, "machine": describe_machine(cuda=False)}
-        about |= {"torch": torch.__version__, "date": str(datetime.date.today())}
-        about["numerics"] = {script: numerics_of(script) for script in sorted(self.scripts)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(about | {"columns": self.columns, "rows": self.rows}, indent=1))
+def begin_table(options: Namespace, columns: dict[str, int]) -> Table:
+    """With its first row, of real images, which shows what the judge's figures mean."""
+    table = Table(columns)
+    judge, images = load_judge(options.data)
+    table.add("real images", None, [judge(images)])
+    return table
 
 
 def draw(path: Path, runs: dict[str, Path], columns: int = 4) -> None:
@@ -347,7 +321,7 @@ LOSSES = {"dcgan": "d_loss", "wgan": "wasserstein"}
 
 def dcgan(options: Namespace) -> Table:
     """The guidelines and settings of Radford et al. 2015 (sections 3, 4) left out one by one."""
-    table = Table(options, COLUMNS)
+    table = begin_table(options, COLUMNS)
     pictures = {}
     for kind in VARIANTS:
         points = POINTS if kind == "as it is" else (1,)  # the command wgan shares these runs
@@ -360,7 +334,7 @@ def dcgan(options: Namespace) -> Table:
 def wgan(options: Namespace) -> Table:
     """The loss follows the images, and G needs no BatchNorm (Arjovsky et al. 2017, figures 3-7)."""
     columns = COLUMNS | {"correlation": 2}
-    table = Table(options, columns)
+    table = begin_table(options, columns)
     figure = Figure(figsize=(8, 3))
     pictures = {}
     panels = figure.subplots(1, 2)
@@ -388,7 +362,7 @@ def wgan(options: Namespace) -> Table:
 def wgan_gp(options: Namespace) -> Table:
     """The penalty against clipping (Gulrajani et al. 2017, figure 1): settings, weights."""
     columns = COLUMNS | {"gradient": 3, "at the bound": 3}
-    table = Table(options, columns)
+    table = begin_table(options, columns)
     figure = Figure(figsize=(8, 3))
     panels = figure.subplots(1, 2)
     distances = {"wgan": [], "wgan_gp": []}  # of each setting
@@ -416,7 +390,7 @@ def wgan_gp(options: Namespace) -> Table:
 
 def stability(options: Namespace) -> Table:
     """Five architectures, nothing tuned to any of them (Gulrajani et al. 2017, figure 2)."""
-    table = Table(options, COLUMNS)
+    table = begin_table(options, COLUMNS)
     pictures = {}
     longer = Namespace(**vars(options) | {"steps": 3 * options.steps})
     for kind, (name, lr) in itertools.product(ARCHITECTURES, RATES.items()):
@@ -437,7 +411,7 @@ def stability(options: Namespace) -> Table:
 def vanilla(options: Namespace) -> Table:
     """Early in training log(1 - D(G(z))) saturates (Goodfellow et al. 2014, section 3)."""
     columns = {"D(G(z))": 3, "gradient of log(1 - D)": 4, "gradient of -log D": 4} | COLUMNS
-    table = Table(options, columns)
+    table = begin_table(options, columns)
     points = (1 / 8, 1 / 4, 1 / 2, 1)
     for loss in ("minimax", "non-saturating"):
         _, scores = measure(options, "vanilla_gan", extra=f"--loss {loss}", points=points)
@@ -449,7 +423,7 @@ def vanilla(options: Namespace) -> Table:
 def cgan(options: Namespace) -> Table:
     """Each class where it is asked for (Mirza & Osindero 2014, figure 2)."""
     columns = COLUMNS | {"accuracy": 3}
-    table = Table(options, columns)
+    table = begin_table(options, columns)
     _, scores = measure(options, "cgan", points=(1 / 4, 1 / 2, 1))
     for steps, found in scores.items():
         table.add(f"{steps} steps", "cgan", found)
@@ -473,7 +447,7 @@ def main(argv: list[str] | None = None) -> None:
         add("--steps", type=int, default=steps, help="updates of G (%(default)s)")
         add("--batch-size", type=int, default=64, help="images in a batch (%(default)s)")
         add("--samples", type=int, default=2000, help="generated images to judge (%(default)s)")
-        add("--record", action="store_true", help="write the figures to results/claims")
+        add_record_option(command)
     options = parser.parse_args(argv)
     if options.record and not options.data:
         parser.error("a record needs --data")
@@ -481,9 +455,7 @@ def main(argv: list[str] | None = None) -> None:
         options.data = str(Path(options.out, "digits-16"))
         write_digits(dcgan_script, 16, Path(options.data))
     table = options.function(options)
-    if options.record:
-        file = RESULTS / "claims" / f"{options.function.__name__}.json"
-        table.record(file, shlex.join(["python", "benchmarks/claims.py", *(argv or sys.argv[1:])]))
+    table.record(options.record, parser.prog, argv)
 
 
 if __name__ == "__main__":

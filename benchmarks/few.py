@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells
+from tables import Table, add_record_option
 
 import evaluate
 
@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
     add("--out", type=Path, default=Path("runs/few"), help="for the runs (%(default)s)")
+    add_record_option(parser)
     options = parser.parse_args(argv)
     images, labels = (
         torch.from_numpy(np.load(options.data / f"{x}.npy")) for x in ("images", "labels")
@@ -133,15 +134,16 @@ def main(argv: list[str] | None = None) -> None:
             with contextlib.redirect_stdout(sys.stderr):  # standard output has the table only
                 found = measure(options.script, data, out, options, judge)
                 tiles.append(neighbours(evaluate.load_run(out, cuda=options.cuda), data))
-            rows.append((count, mirror, found))
-    column, _ = rows[0][2]["column"]
-    thirds = [options.steps * third // 3 for third in (1, 2, 3)]
-    print_cells("images", "mirrored", *thirds, "themselves", "memorised", column)
-    print_cells(*["---"] * 8)
-    for count, mirror, found in rows:
-        cells = [f"{x:.1f}" for x in (*found["frechet"], found["themselves"])]
-        cells += [f"{found['memorised']:.1%}", f"{found['column'][1]:.2f}"]
-        print_cells(f"{count:,}", "yes" if mirror else "no", *cells)
+            rows.append((f"{count:,}, mirrored" if mirror else f"{count:,}", found))
+    thirds = [f"Frechet, {options.steps * third // 3:,} steps" for third in (1, 2, 3)]
+    last_column, _ = rows[0][1]["column"]
+    columns = dict.fromkeys([*thirds, "themselves", "memorised (%)"], 1) | {last_column: 2}
+    table = Table(columns, "images")
+    for name, found in rows:
+        figures = [*found["frechet"], found["themselves"], 100 * found["memorised"]]
+        figures.append(found["column"][1])
+        table.add(name, options.script, [dict(zip(columns, figures, strict=True))])
+    table.record(options.record, parser.prog, argv, options.cuda)
     path = options.out / f"{options.script}.png"
     importlib.import_module(options.script).to_picture(torch.cat(tiles), columns=10).save(path)
     print(path)

@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells
+from tables import Table, add_record_option
 
 import dcgan
 import evaluate
@@ -72,6 +72,8 @@ MISTAKES = {  # name: texts of dcgan.py, each with what takes its place
     "fakes not detached in D's step": {"with torch.no_grad():  # this": "if True:  # this"},
 }
 
+COLUMNS = {"D(x)": 2, "D(G(z))": 2, "d_loss": 2, "g_loss": 2, "frechet": 1, "diversity": 2}
+
 
 def with_mistake(name: str, folder: Path) -> ModuleType:
     """dcgan.py with this mistake, as a module. Its text is kept in the folder."""
@@ -114,12 +116,14 @@ def main(argv: list[str] | None = None) -> None:
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
     add("--out", type=Path, default=Path("runs/mistakes"), help="for the runs (%(default)s)")
+    add_record_option(parser)
     options = parser.parse_args(argv)
     names = options.names or list(MISTAKES)
     if unknown := set(names) - MISTAKES.keys():
         parser.error(f"{unknown.pop()!r} is not one of: {'; '.join(MISTAKES)}")
-    judge, rows, tiles = None, [], []
-    for name in names:
+    table = Table(COLUMNS, "mistake")
+    judge, tiles = None, []
+    for number, name in enumerate(names, 1):
         with contextlib.redirect_stdout(sys.stderr):  # standard output has the table only
             run = train(name, options)
             if judge is None:
@@ -128,14 +132,9 @@ def main(argv: list[str] | None = None) -> None:
             samples = evaluate.draw_32(run, options.samples)
         tiles.append(samples[-8:])  # the first ones are of a noise that one mistake trains on
         metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]
-        columns = [metrics[key] for key in ("D(x)", "D(G(z))", "d_loss", "g_loss")]
-        found = judge(samples)
-        cells = [f"{float(value):.2f}" for value in columns]
-        rows.append([name, *cells, f"{found['frechet']:.1f}", f"{found['diversity']:.2f}"])
-    print_cells("mistake", "D(x)", "D(G(z))", "d_loss", "g_loss", "Frechet", "diversity")
-    print_cells(*["---"] * 7)
-    for row in rows:
-        print_cells(*row)
+        figures = {key: float(metrics[key]) for key in COLUMNS if key in metrics}
+        table.add(f"{number}. {name}", "dcgan", [figures | judge(samples)])
+    table.record(options.record, parser.prog, argv, options.cuda)
     path = options.out / "mistakes.png"
     dcgan.to_picture(evaluate.to_floats(torch.cat(tiles)), columns=8).save(path)
     print(path)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells, show
+from tables import Table, add_record_option
 
 import evaluate
 
@@ -67,11 +67,14 @@ def read(classifier: torch.nn.Sequential, images: Tensor) -> Tensor:
     return 100 * digits[0] + 10 * digits[1] + digits[2]
 
 
-def count_modes(numbers: Tensor) -> tuple[int, float]:
+COLUMNS = {"modes, of 1,000": 0, "divergence": 3}  # and their digits
+
+
+def count_modes(numbers: Tensor) -> dict[str, float]:
     """How many of the 1,000 numbers occur, and the divergence of their shares from 1/1000."""
     share = numbers.bincount(minlength=1000).double() / len(numbers)
     divergence = share.xlogy(1000 * share).sum().item()
-    return (share > 0).sum().item(), divergence
+    return dict(zip(COLUMNS, ((share > 0).sum().item(), divergence), strict=True))
 
 
 def draw_run(name: str, seed: int, options: Namespace) -> Tensor:
@@ -105,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
     add("--out", type=Path, default=Path("runs/modes"), help="for the runs (%(default)s)")
+    add_record_option(parser)
     options = parser.parse_args(argv)
     names = [name.removesuffix(".py") for name in options.scripts] or list(OPTIONS)
     if not OPTIONS.keys() >= set(names):
@@ -120,16 +124,16 @@ def main(argv: list[str] | None = None) -> None:
     truth = torch.from_numpy(np.load(stacked / "test_labels.npy"))[: options.samples]
     numbers = read(classifier, real)
     print(f"The classifier reads {(numbers == truth).double().mean():.1%} of real images right.")
-    print_cells("samples of", "modes, of 1,000", "divergence")
-    print_cells(*["---"] * 3)
-    modes, divergence = count_modes(numbers)
-    print_cells("real images", modes, f"{divergence:.3f}")
+    table = Table(COLUMNS, "samples of")
+    table.add("real images", None, [count_modes(numbers)])
     for name in names:
-        samples = [draw_run(name, seed, options) for seed in range(options.seeds)]
-        found = [count_modes(read(classifier, images)) for images in samples]
-        modes, divergences = zip(*found, strict=True)
+        found = []
+        for seed in range(options.seeds):
+            samples = draw_run(name, seed, options)
+            found.append(count_modes(read(classifier, samples)))
         width = f", D of width {options.d_width}" if options.d_width else ""
-        print_cells(f"{name}.py{width}", show(modes, 0), show(divergences, 3))
+        table.add(f"{name}.py{width}", name, found)
+    table.record(options.record, parser.prog, argv, options.cuda)
 
 
 if __name__ == "__main__":

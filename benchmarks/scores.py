@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tables
 from kernels import OPERATOR_HEAD, SHARE_HEAD, operator_cells, share_cells
 from speedrun import RACES, ROOT, load_record, numerics_of, records_of, train
 from throughput import describe_machine, show, show_ratios
@@ -348,28 +349,12 @@ def speedrun() -> Iterator[list]:
             ]
 
 
-def claim_cells(runs: list[dict], columns: dict[str, int]) -> list[str]:
-    """Mean and range of each column over the runs, with so many digits; - if no run has it.
-
-    Runs that have broken have a Frechet distance of inf and nothing else.
-    """
-    texts = []
-    for column, digits in columns.items():
-        values = [run[column] for run in runs if column in run]
-        texts.append(show(values, digits) if values else "-")
-    return texts
-
-
-def load_claims(command: str) -> dict:
-    """What benchmarks/claims.py COMMAND --record has written."""
-    return json.loads((RESULTS / "claims" / f"{command}.json").read_text("utf-8"))
-
-
-def claims(command: str) -> Iterator[list]:
-    found = load_claims(command)
-    yield ["", *found["columns"]]
+def recorded(name: str) -> Iterator[list]:
+    """A table that a benchmark has written with --record NAME."""
+    found = tables.load_table(name)
+    yield [found["head"], *found["columns"]]
     for row in found["rows"]:
-        yield [row["name"], *claim_cells(row["runs"], found["columns"])]
+        yield [row["name"], *tables.to_cells(row["runs"], found["columns"])]
 
 
 def load_rows(*path: str) -> list[dict]:
@@ -424,8 +409,8 @@ TABLES = {table.__name__: table for table in ALL_TABLES}
 for folder in ("epyc", "h100"):
     TABLES[f"kernels_{folder}"] = partial(kernels, folder)
     TABLES[f"share_{folder}"] = partial(share, folder)
-for command in ("dcgan", "wgan", "wgan_gp", "stability", "vanilla", "cgan"):
-    TABLES[f"claims_{command}"] = partial(claims, command)
+for file in tables.TABLES.glob("*.json"):
+    TABLES[file.stem] = partial(recorded, file.stem)
 
 
 def to_markdown(rows: Iterator[list]) -> str:

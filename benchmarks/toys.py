@@ -7,7 +7,8 @@ Each loss is the train_step of its script, unchanged, with MLPs and with points 
 pixel and two channels. All are trained by Adam with betas (0.5, 0.9), but wgan by RMSprop. The
 learning rate is constant in the first half of the steps and then falls to zero. A critic has five
 updates for each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md shows
-the grid's, docs/results.md the mixture's. Needs matplotlib.
+the grid's (--record toys_grid), docs/results.md the mixture's (--record toys_mixture). Needs
+matplotlib.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from throughput import print_cells, show
+from tables import Table, add_record_option
 
 import fgan
 
@@ -133,8 +134,11 @@ def train(
     return points.view(seeds, count, 2)
 
 
-def compare(points: Tensor) -> tuple[int, float, float]:
-    """Of points (N, 2): modes, share of good points, divergence, as in PacGAN (Lin et al. 2018).
+GRID_COLUMNS = {"modes, of 25": 1, "good points (%)": 1, "divergence": 2}  # and their digits
+
+
+def compare(points: Tensor) -> dict[str, float]:
+    """The GRID_COLUMNS of points (N, 2), as in PacGAN (Lin et al. 2018).
 
     A point is good within three standard deviations of a centre, and modes are the centres with a
     good point. For the divergence of the centres' shares from 1/25, every point counts at the
@@ -144,7 +148,9 @@ def compare(points: Tensor) -> tuple[int, float, float]:
     is_good = distances < 3 * SIGMA
     share = nearest.bincount(minlength=25).double() / len(points)
     divergence = share.xlogy(25 * share).sum().item()
-    return len(nearest[is_good].unique()), is_good.double().mean().item(), divergence
+    modes = len(nearest[is_good].unique())
+    good = 100 * is_good.double().mean().item()
+    return dict(zip(GRID_COLUMNS, (modes, good, divergence), strict=True))
 
 
 F = {  # f of each divergence, as a function of u = data / samples (f-GAN, table 1)
@@ -212,40 +218,38 @@ def draw(panels: dict[str, Tensor], data: Tensor, path: Path, columns: int, half
     print(path)
 
 
-def run_grid(options: Namespace) -> None:
-    print_cells("loss", "modes, of 25", "good points", "divergence")
-    print_cells(*["---"] * 4)
+def run_grid(options: Namespace) -> Table:
+    table = Table(GRID_COLUMNS, "loss")
     panels = {}
     for name in options.losses:
         runs = train(LOSSES[name], grid, linear=False, count=2500, options=options)
-        modes, good, divergences = zip(*map(compare, runs), strict=True)
-        percents = show([100 * share for share in good], 1)
-        print_cells(name, show(modes, 1), f"{percents} %", show(divergences, 2))
+        table.add(name, LOSSES[name].split()[0], [compare(points) for points in runs])
         panels[name] = runs[0]
     path = options.out / "toys-grid.png"
     draw(panels, grid(2500), path, columns=4, half=5.2)
+    return table
 
 
-def run_mixture(options: Namespace) -> None:
-    print_cells("divergence", "mean", "standard deviations", "best mean", "best deviations")
-    print_cells(*["---"] * 5)
+def run_mixture(options: Namespace) -> Table:
+    """Each divergence's row, and below it that of the Gaussian that is nearest."""
+    table = Table({"mean": 2, "deviation along": 2, "deviation across": 2}, "divergence")
+
+    def add(name: str, script: str | None, means: Tensor, deviations: Tensor) -> None:
+        """Means (seeds, 2) and deviations (seeds, 2). All means lie on the line of both modes."""
+        figures = torch.cat([means[:, :1], deviations], dim=1).tolist()
+        table.add(name, script, [dict(zip(table.columns, found, strict=True)) for found in figures])
+
     panels = {}
     for name in F:
         loss = f"fgan --loss {options.loss} --divergence {name}"
         runs = train(loss, mixture, linear=True, count=10_000, options=options)
-        means = runs[:, :, 0].mean(dim=1).tolist()
-        wide, high = runs.std(dim=1).T.tolist()
+        add(name, "fgan", runs.mean(dim=1), runs.std(dim=1))
         mean, std = best_gaussian(name)
-        print_cells(
-            name,
-            show(means, 2),
-            f"{show(wide, 2)}, {show(high, 2)}",
-            f"{mean[0]:.2f}",
-            f"{std[0]:.2f}, {std[1]:.2f}",
-        )
+        add(f"{name}: the best", None, mean[None], std[None])
         panels[name] = runs[0]
     path = options.out / "toys-mixture.png"
     draw(panels, mixture(2500), path, columns=3, half=4.0)
+    return table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -263,8 +267,10 @@ def main(argv: list[str] | None = None) -> None:
         "--loss", choices=["trick", "exact"], default="exact", help="of G, in mixture (%(default)s)"
     )
     add("--out", type=Path, default=Path("runs/toys"), help="for the picture (%(default)s)")
+    add_record_option(parser)
     options = parser.parse_args(argv)
-    toys[options.toy](options)
+    table = toys[options.toy](options)
+    table.record(options.record, parser.prog, argv)
 
 
 if __name__ == "__main__":
