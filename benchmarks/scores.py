@@ -19,7 +19,8 @@ is not noticed. To measure a run again, remove its line and its folder in --out.
 script are about held-out images.
 
 To add a table, write a function that yields the head and then the rows, put it into ALL_TABLES, and
-<!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below.
+<!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below. What another
+benchmark has measured is a table, too, once it has written it by --record NAME (tables.py).
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A table of a benchmark as a file: results/tables/NAME.json holds the figures of every run in it.
 
-A benchmark that has --record NAME writes it; `python benchmarks/scores.py tables` puts it below
-<!-- benchmarks/scores.py NAME --> in its page, so that no figure is copied by hand.
+A benchmark with the option --record NAME writes it, and `python benchmarks/scores.py tables` puts
+it below <!-- benchmarks/scores.py NAME --> in a page of docs/, so that no figure is copied by hand.
 """
 
 import argparse
