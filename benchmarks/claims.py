@@ -347,6 +347,8 @@ def wgan(options: Namespace) -> Table:
             last = scores[options.steps]
             if kind == "as it is":
                 for seed, found in enumerate(last):
+                    if found["frechet"] == math.inf:  # the training has broken
+                        continue
                     losses = [seeds[seed][loss] for seeds in scores.values()]
                     distances = [seeds[seed]["frechet"] for seeds in scores.values()]
                     panel.plot(losses, distances, marker=".", linewidth=0.5)

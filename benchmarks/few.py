@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append((f"{count:,}, mirrored" if mirror else f"{count:,}", found))
     thirds = [f"Frechet, {options.steps * third // 3:,} steps" for third in (1, 2, 3)]
     last_column, _ = rows[0][1]["column"]
-    columns = dict.fromkeys([*thirds, "themselves", "memorised (%)"], 1) | {last_column: 2}
+    columns = dict.fromkeys([*thirds, "themselves", "memorised (%)"], 1)  # and their digits
+    columns[last_column] = 2
     table = Table(columns, "images")
     for name, found in rows:
         figures = [*found["frechet"], found["themselves"], 100 * found["memorised"]]

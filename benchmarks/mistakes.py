@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{unknown.pop()!r} is not one of: {'; '.join(MISTAKES)}")
     table = Table(COLUMNS, "mistake")
     judge, tiles = None, []
-    for number, name in enumerate(names, 1):
+    for name in names:
         with contextlib.redirect_stdout(sys.stderr):  # standard output has the table only
             run = train(name, options)
             if judge is None:
@@ -133,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         tiles.append(samples[-8:])  # the first ones are of a noise that one mistake trains on
         metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]
         figures = {key: float(metrics[key]) for key in COLUMNS if key in metrics}
+        number = list(MISTAKES).index(name) + 1
         table.add(f"{number}. {name}", "dcgan", [figures | judge(samples)])
     table.record(options.record, parser.prog, argv, options.cuda)
     path = options.out / "mistakes.png"

@@ -410,7 +410,9 @@ TABLES = {table.__name__: table for table in ALL_TABLES}
 for folder in ("epyc", "h100"):
     TABLES[f"kernels_{folder}"] = partial(kernels, folder)
     TABLES[f"share_{folder}"] = partial(share, folder)
-for file in tables.TABLES.glob("*.json"):
+for file in tables.FOLDER.glob("*.json"):
+    if file.stem in TABLES:
+        raise ValueError(f"{file} has the name of another table")
     TABLES[file.stem] = partial(recorded, file.stem)
 
 
@@ -422,8 +424,14 @@ def to_markdown(rows: Iterator[list]) -> str:
 
 def with_tables(text: str) -> str:
     """The text of a page with new tables."""
-    pattern = r"(<!-- benchmarks/scores\.py (\S+) -->\n)(\|.*\n)*"
-    return re.sub(pattern, lambda found: found[1] + to_markdown(TABLES[found[2]]()), text)
+
+    def with_table(found: re.Match) -> str:
+        line, name = found[1], found[2]
+        if name not in TABLES:
+            sys.exit(f"There is no table {name}, nor results/tables/{name}.json.")
+        return line + to_markdown(TABLES[name]())
+
+    return re.sub(r"(<!-- benchmarks/scores\.py (\S+) -->\n)(\|.*\n)*", with_table, text)
 
 
 def main(argv: list[str] | None = None) -> None:

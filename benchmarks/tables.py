@@ -2,6 +2,8 @@
 
 A benchmark with the option --record NAME writes it, and `python benchmarks/scores.py tables` puts
 it below <!-- benchmarks/scores.py NAME --> in a page of docs/, so that no figure is copied by hand.
+Machine and date in the file are those of its writing: give --record with an --out that is empty, or
+has only runs of the same machine and scripts.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import torch
 from speedrun import ROOT, numerics_of
 from throughput import describe_machine, print_cells, show
 
-TABLES = ROOT / "results" / "tables"
+FOLDER = ROOT / "results" / "tables"
 
 
 def add_record_option(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +54,11 @@ class Table:
         """A row: the mean of each column over these runs of a script (None: no script's)."""
         if script:
             self.scripts.add(script)
-        kept = []
-        for run in runs:
-            digits = {key: float(f"{run[key]:.6g}") for key in self.columns if key in run}
-            kept.append(digits)
+
+        def figures_of(run: dict[str, float]) -> dict[str, float]:
+            return {key: float(f"{run[key]:.6g}") for key in self.columns if key in run}
+
+        kept = [figures_of(run) for run in runs]
         self.rows.append({"name": name, "runs": kept})
         print_cells(name, *to_cells(kept, self.columns))
 
@@ -69,15 +72,20 @@ class Table:
         if name is None:
             return
         words = sys.argv[1:] if argv is None else argv
-        found = {"command": shlex.join(["python", f"benchmarks/{program}", *words])}
-        found |= {"machine": describe_machine(cuda), "torch": torch.__version__}
-        found |= {"date": str(datetime.date.today())}
-        found |= {"numerics": {script: numerics_of(script) for script in sorted(self.scripts)}}
-        found |= {"head": self.head, "columns": self.columns, "rows": self.rows}
-        TABLES.mkdir(parents=True, exist_ok=True)
-        (TABLES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        found = {
+            "command": shlex.join(["python", f"benchmarks/{program}", *words]),
+            "machine": describe_machine(cuda),
+            "torch": torch.__version__,
+            "date": str(datetime.date.today()),
+            "numerics": {script: numerics_of(script) for script in sorted(self.scripts)},
+            "head": self.head,
+            "columns": self.columns,
+            "rows": self.rows,
+        }
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def load_table(name: str) -> dict:
     """What --record NAME has written."""
-    return json.loads((TABLES / f"{name}.json").read_text("utf-8"))
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))

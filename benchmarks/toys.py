@@ -6,9 +6,8 @@
 Each loss is the train_step of its script, unchanged, with MLPs and with points as images of 1 x 1
 pixel and two channels. All are trained by Adam with betas (0.5, 0.9), but wgan by RMSprop. The
 learning rate is constant in the first half of the steps and then falls to zero. A critic has five
-updates for each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md shows
-the grid's (--record toys_grid), docs/results.md the mixture's (--record toys_mixture). Needs
-matplotlib.
+updates for each of G. Runs on the CPU. Prints a table and draws the first seed; docs/modes.md has
+the command and the figures of the grid, docs/results.md those of the mixture. Needs matplotlib.
 """
 
 import argparse
@@ -150,7 +149,7 @@ def compare(points: Tensor) -> dict[str, float]:
     divergence = share.xlogy(25 * share).sum().item()
     modes = len(nearest[is_good].unique())
     good = 100 * is_good.double().mean().item()
-    return dict(zip(GRID_COLUMNS, (modes, good, divergence), strict=True))
+    return {"modes, of 25": modes, "good points (%)": good, "divergence": divergence}
 
 
 F = {  # f of each divergence, as a function of u = data / samples (f-GAN, table 1)

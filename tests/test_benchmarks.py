@@ -37,6 +37,22 @@ PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 0, "wgan": 2, "wgan_gp": 2, "stabi
 ALL = claims.VARIANTS | claims.ARCHITECTURES
 
 
+@pytest.fixture(autouse=True)
+def records_go_to_an_empty_folder(monkeypatch, request) -> None:
+    if "tables_are_what" not in request.node.name:
+        monkeypatch.setattr(tables, "FOLDER", Path("results"))
+
+
+def assert_recorded(printed: str, command: str) -> None:
+    """The file a_table has the rows that were printed, and how to measure them again."""
+    found = tables.load_table("a_table")
+    assert found["command"].startswith(f"python benchmarks/{command}")
+    assert all(scores.numerics_of(script) == x for script, x in found["numerics"].items())
+    rows = scores.to_markdown(scores.recorded("a_table")).splitlines()
+    assert len(rows) > 2
+    assert [row for row in rows if row not in printed] == []
+
+
 def test_throughput_compares_a_script_with_its_floor_and_the_textbook(capsys, monkeypatch) -> None:
     digits = load("dcgan.py").digits
     monkeypatch.setattr(load("dcgan.py"), "digits", lambda size: digits(256, size))
@@ -178,9 +194,14 @@ def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts() ->
         assert scores.missing(name) == [], name
     for script in speedrun.RACES:
         assert speedrun.newest_record(script)["numerics"] == speedrun.numerics_of(script)
-    for file in tables.TABLES.glob("*.json"):
+    for file in tables.FOLDER.glob("*.json"):
         for script, numerics in tables.load_table(file.stem)["numerics"].items():
             assert numerics == scores.numerics_of(script), (file, script)
+
+
+def test_a_table_that_nobody_has_measured_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"no table nothing, nor results/tables/nothing\.json"):
+        scores.with_tables("<!-- benchmarks/scores.py nothing -->\n")
 
 
 def test_kernels_times_every_operator(monkeypatch, capsys) -> None:
@@ -259,10 +280,21 @@ def test_toys_train_every_loss_and_count_the_modes(capsys) -> None:
     assert divergences[0] < 0.01
     assert divergences[1] == pytest.approx(np.log(25))
     tiny = ["--steps", "2", "--seeds", "2", "--width", "4", "--batch-size", "8"]
-    toys.main(["grid", *tiny])
+    toys.main(["grid", *tiny, "--record", "a_table"])
+    printed = capsys.readouterr().out
     pattern = r"^\| ([\w, -]+) (?:\| [\d.]+(?: \([^|]+\))? ){3}\|$"
-    rows = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
-    assert rows == list(toys.LOSSES)
+    assert re.findall(pattern, printed, re.MULTILINE) == list(toys.LOSSES)
+    assert_recorded(printed, "toys.py grid --steps 2")
+
+
+def test_the_gaussian_nearest_to_the_mixture_by_kl_has_its_moments(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(toys, "F", {"kl": toys.F["kl"]})
+    toys.main(["mixture", "--steps", "1", "--seeds", "2", "--record", "a_table"])
+    printed = capsys.readouterr().out
+    assert_recorded(printed, "toys.py mixture --steps 1")
+    mean = (1 - 2 * toys.LEFT) * toys.CENTRE
+    deviation = (toys.WIDE**2 + toys.CENTRE**2 - mean**2) ** 0.5
+    assert f"| kl: the best | {mean:.2f} | {deviation:.2f} | {toys.WIDE:.2f} |" in printed
 
 
 def test_networks_of_several_seeds_are_trained_as_if_each_were_alone() -> None:
@@ -301,8 +333,9 @@ def test_modes_trains_each_script_once_and_a_narrower_d_on_request(capsys, monke
     for name in ("images", "labels"):
         np.save(stacked / f"test_{name}.npy", np.load(stacked / f"{name}.npy"))
     tiny = ["--seeds", "1", "--steps", "1", "--batch-size", "2", "--width", "4", "--samples", "20"]
-    modes.main(tiny)
+    modes.main([*tiny, "--record", "a_table"])
     first = capsys.readouterr().out
+    assert_recorded(first, "modes.py --seeds 1")
     rows = re.findall(r"^\| ([\w .]+) \| \d+ \| [\d.]+ \|$", first, re.MULTILINE)
     assert rows == ["real images", *(f"{name}.py" for name in modes.OPTIONS)]
     unlabelled = {name for name in SCRIPTS if not load(name).CONDITIONAL}
@@ -324,16 +357,11 @@ def test_each_command_continues_from_what_it_has(command: str, capsys, monkeypat
     small = {"VARIANTS": few, "ARCHITECTURES": stable, "WIDTH": 2, "POINTS": (0.25, 0.5, 1)}
     for name, value in (small | {"FACTORS": (5,)}).items():
         monkeypatch.setattr(claims, name, value)
-    monkeypatch.setattr(tables, "TABLES", Path("results"))
     claims.main([command, *TINY, "--record", "a_table"])
     first = capsys.readouterr().out
     assert "nan" not in first
     assert len(list(Path("out").glob("*.png"))) == PICTURES[command]
-    found = tables.load_table("a_table")
-    assert found["command"].startswith(f"python benchmarks/claims.py {command} --data tiny")
-    assert all(scores.numerics_of(script) == x for script, x in found["numerics"].items())
-    rows = scores.to_markdown(scores.recorded("a_table")).splitlines()
-    assert [row for row in rows if row not in first] == []
+    assert_recorded(first, f"claims.py {command} --data tiny")
     monkeypatch.setattr(claims, "score", None)  # nothing is measured again
     claims.main([command, *TINY])
     assert capsys.readouterr().out == first
@@ -369,8 +397,9 @@ def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, m
     monkeypatch.setattr(evaluate, "train_classifier", lambda *_: None)  # it takes seconds
     source = make_data(Path("source"))
     tiny = ["--steps", "3", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
-    few.main([script, "--data", "source", "--counts", "6", "10", *tiny])
+    few.main([script, "--data", "source", "--counts", "6", "10", *tiny, "--record", "a_table"])
     table = capsys.readouterr().out
+    assert_recorded(table, f"few.py {script} --data source")
     rows = re.findall(r"^\| ([\w, ]+) (?:\| [\d.]+ ){6}\|$", table, re.MULTILINE)
     assert rows == ["6", "6, mirrored", "10", "10, mirrored"]
     images, part = (np.load(folder / "images.npy") for folder in (source, Path("runs/few/data/6")))
@@ -391,8 +420,9 @@ def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_not
     monkeypatch.setattr(evaluate, "train_classifier", lambda *_: None)
     make_data(Path("data/mnist-32"))
     tiny = ["--steps", "2", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
-    mistakes.main(tiny)
+    mistakes.main([*tiny, "--record", "a_table"])
     table = capsys.readouterr().out
+    assert_recorded(table, "mistakes.py --steps 2")
     rows = re.findall(r"^\| \d+\. ([^|]+) (?:\| -?[\d.]+ ){6}\|$", table, re.MULTILINE)
     assert rows == list(mistakes.MISTAKES)
     weights = {}
