@@ -355,7 +355,8 @@ def test_each_command_continues_from_what_it_has(command: str, capsys, monkeypat
     few = {kind: ALL[kind] for kind in ("as it is", "no BatchNorm in G", "MLP as G")}
     stable = {kind: ALL[kind] for kind in ("MLP as G", "no BatchNorm")}
     small = {"VARIANTS": few, "ARCHITECTURES": stable, "WIDTH": 2, "POINTS": (0.25, 0.5, 1)}
-    for name, value in (small | {"FACTORS": (5,)}).items():
+    two = {name: claims.RATES[name] for name in ("dcgan", "wgan_gp")}
+    for name, value in (small | {"FACTORS": (5,), "RATES": two}).items():
         monkeypatch.setattr(claims, name, value)
     claims.main([command, *TINY, "--record", "a_table"])
     first = capsys.readouterr().out
