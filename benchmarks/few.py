@@ -11,7 +11,7 @@ samples with all of CIFAR-10; images that G never saw count for as much as those
 on. `themselves` is the Frechet distance of the training images, which a G that only copies them
 would have. `memorised` counts near copies of training images among the samples, as evaluate.py
 does. The picture in --out has ten samples of each run above the nearest training image of each.
-docs/troubleshooting.md shows the table.
+docs/troubleshooting.md has the figures (`themselves` is called `copies` there).
 
 Runs are kept in --out: the same command again reads what they left. Take another
 --out when you change the other options.

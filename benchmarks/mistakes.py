@@ -7,7 +7,7 @@
 Each mistake is a change of a line or a few of dcgan.py's text, below, of the kind that people make
 when they write a GAN of their own. The changed script trains by its own main(). The table has the
 last row of metrics.csv and the scores of evaluate.py, the picture in --out eight samples of each.
-docs/troubleshooting.md shows both.
+docs/troubleshooting.md has the figures and the picture.
 
 Runs are kept in --out: the same command again scores what is there. Take another --out when you
 change the other options.

@@ -9,7 +9,7 @@ A run is the script's own main(), and its samples come from averaged weights, as
 classifier of evaluate.py reads the three channels of 26,000 samples. The table has the number of
 modes, that is, of different three-digit numbers, and the Kullback-Leibler divergence of their
 shares from 1/1000, as in VEEGAN (Srivastava et al. 2017) and PacGAN (Lin et al. 2018). Even 26,000
-real images have a divergence of 0.02. docs/modes.md shows the table.
+real images have a divergence of 0.02. docs/modes.md has the figures.
 
 Runs are kept in --out: the same command again finishes them, or counts them again. Take another
 --out when you change --steps, --width or --batch-size.

@@ -316,7 +316,8 @@ def quick() -> Iterator[list]:
     sets = [held_out("quick", f"{name}-32") for name in ("mnist", "fashion-mnist")]
     yield ["held-out images", "", *cells([sets[0]], *columns), *cells([sets[1]], *columns)]
     found = [(entry, *cells(scores, *columns)) for entry, scores in scores_of("quick")]
-    for (entry, *digits), (_, *clothes) in zip(found[:9], found[9:], strict=True):
+    count = len(QUICKEST)
+    for (entry, *digits), (_, *clothes) in zip(found[:count], found[count:], strict=True):
         yield [f"{entry.script}.py", f"`{entry.options} --steps {entry.step}`", *digits, *clothes]
 
 
