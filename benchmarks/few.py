@@ -6,12 +6,12 @@
 
 The images are the first ones of a shuffled CIFAR-10, as many of each class, and with --mirror their
 mirror images. A run is the script's own main(), and its samples come from averaged weights, as
-always. After each third of the steps evaluate.py's classifier, trained on all of CIFAR-10, compares
-samples with all of CIFAR-10; images that G never saw count for as much as those that it was trained
-on. `themselves` is the Frechet distance of the training images, which a G that only copies them
-would have. `memorised` counts near copies of training images among the samples, as evaluate.py
-does. The picture in --out has ten samples of each run above the nearest training image of each.
-docs/troubleshooting.md has the figures (`themselves` is called `copies` there).
+always. After each third of the steps evaluate.py's classifier compares samples with all of
+CIFAR-10; images that G never saw count for as much as those that it was trained on. `themselves` is
+the Frechet distance of the training images, which a G that only copies them would have. `memorised`
+counts near copies of training images among the samples, as evaluate.py does. The picture in --out
+has ten samples of each run above the nearest training image of each. docs/troubleshooting.md has
+the figures (`themselves` is called `copies` there).
 
 Runs are kept in --out: the same command again reads what they left. Take another
 --out when you change the other options.
@@ -119,10 +119,11 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = (
         torch.from_numpy(np.load(options.data / f"{x}.npy")) for x in ("images", "labels")
     )
-    classes = int(labels.max()) + 1
-    judge = evaluate.Judge(
-        evaluate.Part(images, labels), classes, "cuda" if options.cuda else "cpu"
-    )
+    part = evaluate.Part(images, labels)
+    if not Path(options.data, "test_images.npy").exists():
+        part, _, _ = evaluate.split(part)  # so that `evaluate.py score` has the same classifier
+    device = "cuda" if options.cuda else "cpu"
+    judge = evaluate.Judge(part, int(labels.max()) + 1, device, reference=images)
     mirrors = [False, True] if options.mirror is None else [options.mirror]
     rows, tiles = [], []
     for count in options.counts:

@@ -124,7 +124,15 @@ SETS = {
         Entry("r3gan", "cifar10-32", f"--width 64 {QUICK}", 600),
         Entry("r3gan", "cifar10-32", f"--width 128 {QUICK}", 150),
     ],
+    "cifar10": [  # about twenty minutes of one core of an EPYC for each
+        Entry("dcgan", "cifar10-32", f"--width 32 {QUICK}", 10_000),
+        Entry("wgan_gp", "cifar10-32", f"--width 32 {QUICK} --n-critic 1", 8000),
+        Entry("r3gan", "cifar10-32", f"--width 32 {QUICK}", 6000),
+    ],
     "quick": quick_entries("mnist") + quick_entries("fashion-mnist"),
+    "averages": [  # the same without the average of G's weights
+        entry._replace(options=f"{entry.options} --ema 0") for entry in quick_entries("mnist")
+    ],
     "gpu_mnist": [  # docs/results.md at the papers' width, and README.md's others
         Entry("vanilla_gan", "mnist-28", "--amp", 23_450),
         Entry("dcgan", "mnist-32", "--batch-size 64 --lr 1e-3 --amp", 4700),
@@ -309,6 +317,26 @@ def widths() -> Iterator[list]:
         yield [f"{entry.script}.py", options, f"{entry.step:,}", f"{seconds:.0f}", *figures]
 
 
+def cifar10() -> Iterator[list]:
+    columns = ["frechet", "rarest", "diversity", "memorised"]
+    yield [*["script", "options", "minutes", "Frechet", "rarest class", "diversity"], "memorised"]
+    yield ["held-out images", "", "", *cells([held_out("cifar10", "cifar10-32")], *columns)]
+    for entry, scores in scores_of("cifar10"):
+        options = f"`{entry.options} --steps {entry.step}`"
+        minutes = statistics.median(score["seconds"] for score in scores) / 60
+        yield [f"{entry.script}.py", options, f"{minutes:.0f}", *cells(scores, *columns)]
+
+
+def averages() -> Iterator[list]:
+    """The distances of "quick" and of the same runs whose samples come from G itself."""
+    yield ["script", "average of G's weights", "G itself"]
+    pairs = [(entry, scores) for entry, scores in scores_of("quick") if "fashion" not in entry.data]
+    quickest = {entry.script: scores for entry, scores in pairs}
+    for entry, scores in scores_of("averages"):
+        distances = [cells(found, "frechet")[0] for found in (quickest[entry.script], scores)]
+        yield [f"{entry.script}.py", *distances]
+
+
 def quick() -> Iterator[list]:
     columns = ["frechet", "rarest", "accuracy"]
     rest = ["rarest class", "accuracy"]
@@ -404,7 +432,7 @@ def share(folder: str) -> Iterator[list]:
 
 
 ALL_TABLES = (
-    *[best, samples, widths, quick, gpu_mnist, speedrun],
+    *[best, samples, cifar10, widths, quick, averages, gpu_mnist, speedrun],
     *[throughput_epyc, throughput_h200],
 )
 TABLES = {table.__name__: table for table in ALL_TABLES}

@@ -157,6 +157,31 @@ def test_held_out_images_score_as_real_ones_should(judge, digits, monkeypatch) -
     assert (found["frechet"], found["diversity"]) == (pytest.approx(0, abs=1e-3), 1)
 
 
+def stripes(count: int, seed: int) -> evaluate.Part:
+    """Stripes (count, 3, 32, 32) of random colours, widths and places: across, then upright."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    widths, places = torch.rand(2, count, 1, 1, 1, generator=random)
+    waves = (torch.arange(32) / (2 + widths) + 7 * places).sin()  # (count, 1, 1, 32)
+    waves = torch.where(labels.view(-1, 1, 1, 1) == 1, waves.mT, waves)  # mT: (count, 1, 32, 1)
+    images = waves.expand(-1, 3, 32, 32) * torch.randn(count, 3, 1, 1, generator=random)
+    return evaluate.Part(evaluate.to_bytes(images.clamp(-1, 1)), labels)
+
+
+def test_images_in_colour_have_a_classifier_of_their_own_to_which_mirror_images_are_equal() -> None:
+    few, more = stripes(50, seed=0), stripes(40, seed=1)
+    torch.set_num_threads(2)  # it takes long
+    classifier = evaluate.load_classifier(*few, 2, "cpu")
+    torch.set_num_threads(1)
+    features, predicted = evaluate.classify(classifier, more.images)
+    assert features.shape == (40, 128)
+    assert (predicted == more.labels).double().mean() > 0.9
+    mirrored, _ = evaluate.classify(classifier, more.images.flip(3))
+    torch.testing.assert_close(mirrored, features, rtol=1e-4, atol=1e-4)
+    again, _ = evaluate.classify(evaluate.load_classifier(*few, 2, "cpu"), more.images)
+    assert torch.equal(again, features)
+
+
 def test_copies_of_training_images_are_memorised(digits) -> None:
     images = digits.images[:700]
     copies = images[:50].clone()
