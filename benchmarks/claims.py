@@ -12,7 +12,7 @@ Each trains small variants through the scripts' own main and prints means over t
 range in brackets. G's weights are not averaged (--ema 0), as in the papers. A run and its scores
 (scores.json) stay in a folder of --out: a command that was interrupted continues, and one that has
 finished draws its table and picture again at once. Needs matplotlib. docs/results.md is made of
-what --record claims_dcgan, claims_wgan and so on has written (its stability is older).
+what --record claims_dcgan, claims_wgan and so on has written.
 """
 
 import contextlib
