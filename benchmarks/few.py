@@ -1,4 +1,4 @@
-"""How few images are enough? A GAN on 50, 200, 1,000 and 5,000 images, mirrored and not.
+"""How few images are enough? A GAN on 50, 200, 1,000 and 5,000 images, also mirrored.
 
     python prepare.py cifar10
     python benchmarks/few.py                           dcgan.py, eight runs
@@ -13,8 +13,8 @@ counts near copies of training images among the samples, as evaluate.py does. Th
 has ten samples of each run above the nearest training image of each. docs/troubleshooting.md has
 the figures (`themselves` is called `copies` there).
 
-Runs are kept in --out: the same command again reads what they left. Take another
---out when you change the other options.
+Runs are kept in --out: the same command again reads what they left. Take another --out when you
+change the other options, and after a change of evaluate.py.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.from_numpy(np.load(options.data / f"{x}.npy")) for x in ("images", "labels")
     )
     part = evaluate.Part(images, labels)
-    if not Path(options.data, "test_images.npy").exists():
+    if not (options.data / "test_images.npy").exists():
         part, _, _ = evaluate.split(part)  # so that `evaluate.py score` has the same classifier
     device = "cuda" if options.cuda else "cpu"
     judge = evaluate.Judge(part, int(labels.max()) + 1, device, reference=images)

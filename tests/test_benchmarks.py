@@ -398,7 +398,7 @@ def test_few_chooses_as_many_of_each_class_and_the_smaller_sets_are_in_the_large
 
 @pytest.mark.parametrize("script", ["dcgan", "r3gan"])
 def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "train_photo_classifier", lambda *_: None)  # it takes seconds
+    monkeypatch.setattr(evaluate, "train_colour_classifier", lambda *_: None)  # it takes seconds
     source = make_data(Path("source"))
     tiny = ["--steps", "3", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
     few.main([script, "--data", "source", "--counts", "6", "10", *tiny, "--record", "a_table"])
@@ -421,7 +421,7 @@ def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, m
 def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_nothing(
     capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "train_photo_classifier", lambda *_: None)
+    monkeypatch.setattr(evaluate, "train_colour_classifier", lambda *_: None)
     make_data(Path("data/mnist-32"))
     tiny = ["--steps", "2", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
     mistakes.main([*tiny, "--record", "a_table"])

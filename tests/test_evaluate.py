@@ -158,28 +158,45 @@ def test_held_out_images_score_as_real_ones_should(judge, digits, monkeypatch) -
 
 
 def stripes(count: int, seed: int) -> evaluate.Part:
-    """Stripes (count, 3, 32, 32) of random colours, widths and places: across, then upright."""
+    """Images (count, 3, 32, 32) of vertical (class 0) and horizontal stripes, randomly coloured."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
-    widths, places = torch.rand(2, count, 1, 1, 1, generator=random)
-    waves = (torch.arange(32) / (2 + widths) + 7 * places).sin()  # (count, 1, 1, 32)
+    periods, phases = torch.rand(2, count, 1, 1, 1, generator=random)
+    waves = (torch.arange(32) / (2 + periods) + 7 * phases).sin()  # (count, 1, 1, 32)
     waves = torch.where(labels.view(-1, 1, 1, 1) == 1, waves.mT, waves)  # mT: (count, 1, 32, 1)
     images = waves.expand(-1, 3, 32, 32) * torch.randn(count, 3, 1, 1, generator=random)
     return evaluate.Part(evaluate.to_bytes(images.clamp(-1, 1)), labels)
 
 
-def test_images_in_colour_have_a_classifier_of_their_own_to_which_mirror_images_are_equal() -> None:
+def test_the_classifier_of_images_in_colour_learns_and_takes_mirror_images_for_equal() -> None:
     few, more = stripes(50, seed=0), stripes(40, seed=1)
-    torch.set_num_threads(2)  # it takes long
     classifier = evaluate.load_classifier(*few, 2, "cpu")
-    torch.set_num_threads(1)
     features, predicted = evaluate.classify(classifier, more.images)
     assert features.shape == (40, 128)
     assert (predicted == more.labels).double().mean() > 0.9
     mirrored, _ = evaluate.classify(classifier, more.images.flip(3))
-    torch.testing.assert_close(mirrored, features, rtol=1e-4, atol=1e-4)
+    assert torch.equal(mirrored, features)
+    (file,) = Path("data/cache").iterdir()
+    evaluate.load_classifier(*few, 3, "cpu")  # of more classes: another one
+    before = {path: path.stat().st_mtime_ns for path in Path("data/cache").iterdir()}
+    assert len(before) == 2
     again, _ = evaluate.classify(evaluate.load_classifier(*few, 2, "cpu"), more.images)
     assert torch.equal(again, features)
+    assert {path: path.stat().st_mtime_ns for path in Path("data/cache").iterdir()} == before
+    assert file in before
+
+
+def test_whitened_patches_have_equal_second_moments() -> None:
+    images = stripes(30, seed=0).images
+    images = (images * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))).byte()
+    conv = torch.nn.Conv2d(3, 24, 2)
+    evaluate.whiten(conv, images)
+    assert not any(parameter.requires_grad for parameter in conv.parameters())
+    outputs = conv(evaluate.to_floats(images)).transpose(0, 1).flatten(1)  # (24, N)
+    moments = outputs @ outputs.T / outputs.shape[1]
+    eye = torch.eye(12)
+    expected = torch.cat([torch.cat([eye, -eye], 1), torch.cat([-eye, eye], 1)])  # both signs
+    torch.testing.assert_close(moments, expected, rtol=0, atol=0.05)
 
 
 def test_copies_of_training_images_are_memorised(digits) -> None:
