@@ -7,11 +7,11 @@
 The images are the first ones of a shuffled CIFAR-10, as many of each class, and with --mirror their
 mirror images. A run is the script's own main(), and its samples come from averaged weights, as
 always. After each third of the steps evaluate.py's classifier compares samples with all of
-CIFAR-10; images that G never saw count for as much as those that it was trained on. `themselves` is
+CIFAR-10; images that G never saw count for as much as those that it was trained on. `copies` is
 the Frechet distance of the training images, which a G that only copies them would have. `memorised`
 counts near copies of training images among the samples, as evaluate.py does. The picture in --out
 has ten samples of each run above the nearest training image of each. docs/troubleshooting.md has
-the figures (`themselves` is called `copies` there).
+the figures.
 
 Runs are kept in --out: the same command again reads what they left. Take another --out when you
 change the other options, and after a change of evaluate.py.
@@ -83,7 +83,7 @@ def measure(name: str, data: Path, out: Path, options: Namespace, judge: evaluat
     column = list(last_row)[2]  # after step and epoch: D(x), pairs_right, ...
     found = {
         "frechet": distances,
-        "themselves": judge(train_images)["frechet"],
+        "copies": judge(train_images)["frechet"],
         "memorised": evaluate.memorised(samples, train_images, run.args.device),
         "column": [column, float(last_row[column])],
     }
@@ -138,11 +138,11 @@ def main(argv: list[str] | None = None) -> None:
             rows.append((f"{count:,}, mirrored" if mirror else f"{count:,}", found))
     thirds = [f"Frechet, {options.steps * third // 3:,} steps" for third in (1, 2, 3)]
     last_column, _ = rows[0][1]["column"]
-    columns = dict.fromkeys([*thirds, "themselves", "memorised (%)"], 1)  # and their digits
+    columns = dict.fromkeys([*thirds, "copies", "memorised (%)"], 1)  # and their digits
     columns[last_column] = 2
     table = Table(columns, "images")
     for name, found in rows:
-        figures = [*found["frechet"], found["themselves"], 100 * found["memorised"]]
+        figures = [*found["frechet"], found["copies"], 100 * found["memorised"]]
         figures.append(found["column"][1])
         table.add(name, options.script, [dict(zip(columns, figures, strict=True))])
     table.record(options.record, parser.prog, argv, options.cuda)
