@@ -141,7 +141,7 @@ def test_speedrun_trains_until_the_goal_and_writes_a_record(capsys, monkeypatch,
 
 
 def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> None:
-    make_data(Path("data/tiny-8"))
+    make_data(Path("data/tiny-8"), channels=1)
     train = Mock(side_effect=run_here)
     monkeypatch.setattr(speedrun, "subprocess", Mock(run=train))
     monkeypatch.setattr(scores, "RESULTS", tmp_path)
