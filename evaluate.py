@@ -264,11 +264,13 @@ def train_colour_classifier(classifier: nn.Sequential, images: Tensor, labels: T
 def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -> nn.Sequential:
     """The classifier of images uint8 (N, C, 32, 32). It is trained once and kept in data/cache."""
     if images.shape[1] == 3:
-        new, train, *others = new_colour_classifier, train_colour_classifier, whiten
+        new, train = new_colour_classifier, train_colour_classifier
+        code = (new, train, whiten)
     else:
-        new, train, *others = new_classifier, train_classifier
+        new, train = new_classifier, train_classifier
+        code = (new, train)
     key = hashlib.sha256(str(classes).encode())
-    for function in (new, train, *others):
+    for function in code:
         key.update(inspect.getsource(function).encode())
     for tensor in (images, labels):
         key.update(tensor.contiguous().numpy())
