@@ -40,7 +40,7 @@ OPTIONS = {
     "dcgan": "--lr 1e-3",
     "lsgan": "--lr 1e-3",
     "wgan": "--lr 5e-4 --n-critic 2 --clip 0.05",
-    "wgan_gp": "--lr 1e-3",
+    "wgan_gp": "--lr 1e-3 --n-critic 1",
     "r3gan": "--lr 1e-3",
 }
 

@@ -38,7 +38,7 @@ from torch.optim import optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import speedrun
-from throughput import describe_machine, print_cells
+from tables import Table, add_record_option
 
 import evaluate
 from dcgan import to_picture
@@ -68,6 +68,9 @@ OURS = {  # options; None: those of the newest record (docs/speedrun.md)
     "cgan.py, quick": None,
     "wgan_gp.py, quick": None,
 }
+
+
+COLUMNS = {"seconds": 0, "updates of G": 0, "frechet": 1, "classes": 0, "as asked (%)": 1}
 
 
 class TimeIsUp(Exception):
@@ -146,9 +149,10 @@ def file_name(name: str) -> str:
     return re.sub(r"\W+", "-", name.replace(".py", ""))
 
 
-def run_ours(name: str, options: Namespace) -> tuple[float, int, Tensor, Tensor | None]:
+def run_ours(
+    name: str, script: str, options: Namespace
+) -> tuple[float, int, Tensor, Tensor | None]:
     """Trains for so long. Returns seconds, updates of G, samples and the labels asked for."""
-    script = name.split(".py")[0]
     words = OURS[name] or speedrun.newest_record(script)["options"]
     out = options.out.resolve() / file_name(name)
     shutil.rmtree(out, ignore_errors=True)
@@ -176,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", type=Path, default=Path("data"), help="has mnist-32 (%(default)s)")
     add("--clones", type=Path, default=Path(".."), help="folder of the clones (%(default)s)")
     add("--out", type=Path, default=Path("runs/peers"), help="runs and pictures (%(default)s)")
+    add_record_option(parser)
     options = parser.parse_args(argv)
     if not set(names).issuperset(options.names):
         parser.error(f"the names are {'; '.join(names)}")
@@ -190,18 +195,16 @@ def main(argv: list[str] | None = None) -> None:
         for size in (28, 32, 64)
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"torch {torch.__version__}, {describe_machine(cuda=False)}\n")
-    print_cells("", "seconds", "updates of G", "Frechet", "classes", "as asked")
-    print_cells(*["---"] * 6)
+    table = Table(COLUMNS)
     for size, judge in judges.items():
         found = judge(by_way_of(images[: options.samples], size))
-        cells = [f"{found['frechet']:.1f}", found["classes"]]
-        print_cells(f"real images by way of {size}x{size}", "", "", *cells, "")
+        table.add(f"real images by way of {size}x{size}", None, [found])
     for name in options.names or names:
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
         size = 28
+        row, script = name, None
         if name in PEERS:
             peer = PEERS[name]
             size = peer.size
@@ -211,13 +214,16 @@ def main(argv: list[str] | None = None) -> None:
             if not peer.takes_labels:
                 asked = None
         else:
-            seconds, updates, samples, asked = run_ours(name, options)
-        found = judges[size](samples, asked)
-        accuracy = f"{found['accuracy']:.1%}" if "accuracy" in found else ""
-        cells = [f"{seconds:.0f}", f"{updates:,}", f"{found['frechet']:.1f}", found["classes"]]
-        print_cells(name, *cells, accuracy)
+            script = name.split(".py")[0]
+            row = f"ours: {script}.py" + (f" {OURS[name]}" if OURS[name] else ", newest record")
+            seconds, updates, samples, asked = run_ours(name, script, options)
+        found = {"seconds": seconds, "updates of G": updates} | judges[size](samples, asked)
+        if "accuracy" in found:
+            found["as asked (%)"] = 100 * found["accuracy"]
+        table.add(row, script, [found])
         grid = evaluate.to_floats(samples[:64])
         to_picture(grid, columns=8).save(options.out / f"{file_name(name)}.png")
+    table.record(options.record, parser.prog, argv)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def untrained_classifier(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """evaluate.py's classifier of images in colour stays random: its training takes seconds.
+
+    The list is of those that would have been trained.
+    """
+    found = []
+
+    def train(classifier: torch.nn.Module, *_: object) -> None:
+        found.append(classifier)
+
+    monkeypatch.setattr("evaluate.train_colour_classifier", train)
+    return found
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """refused(script, *args, code=2): main must exit with that code and one line, its result."""
 

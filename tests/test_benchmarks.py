@@ -29,8 +29,6 @@ import tables
 import throughput
 import toys
 
-import evaluate
-
 TINY = ["--data", "tiny", "--out", "out", "--batch-size", "4", "--seeds", "1"]
 TINY += ["--samples", "20", "--steps", "8"]
 PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 0, "wgan": 2, "wgan_gp": 2, "stability": 1}
@@ -396,9 +394,9 @@ def test_few_chooses_as_many_of_each_class_and_the_smaller_sets_are_in_the_large
     assert set(small) < set(large)
 
 
+@pytest.mark.usefixtures("untrained_classifier")
 @pytest.mark.parametrize("script", ["dcgan", "r3gan"])
 def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "train_colour_classifier", lambda *_: None)  # it takes seconds
     source = make_data(Path("source"))
     tiny = ["--steps", "3", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
     few.main([script, "--data", "source", "--counts", "6", "10", *tiny, "--record", "a_table"])
@@ -418,10 +416,10 @@ def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, m
     assert capsys.readouterr().out == table
 
 
+@pytest.mark.usefixtures("untrained_classifier")
 def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_nothing(
-    capsys, monkeypatch
+    capsys,
 ) -> None:
-    monkeypatch.setattr(evaluate, "train_colour_classifier", lambda *_: None)
     make_data(Path("data/mnist-32"))
     tiny = ["--steps", "2", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
     mistakes.main([*tiny, "--record", "a_table"])
