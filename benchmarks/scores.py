@@ -12,11 +12,12 @@ another, remove the file.
 
 A line of results/NAME.jsonl is one score: script, data, options, step, seed, the seconds of
 training (the script's column "seconds": neither its start nor the scoring), the figures of
-`evaluate.py score` for 10,000 samples, and where and when it was measured. `numerics` is a hash of
-the values that tests/golden.json has for the script. If these have changed, the score is outdated:
-a test fails until `run` has measured it again. A change of the data or of evaluate.py's classifier
-is not noticed. To measure a run again, remove its line and its folder in --out. Lines without a
-script are about held-out images.
+`evaluate.py score` for 10,000 samples, what the script printed at that step, and where and when it
+was measured. Entries that differ only in their step are scores of one run, in the order of steps.
+`numerics` is a hash of the values that tests/golden.json has for the script. If these have changed,
+the score is outdated: a test fails until `run` has measured it again. A change of the data or of
+evaluate.py's classifier is not noticed. To measure a run again, remove its line and its folder in
+--out. Lines without a script are about held-out images.
 
 To add a table, write a function that yields the head and then the rows, put it into ALL_TABLES, and
 <!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below. What another
@@ -60,6 +61,7 @@ FIGURES = {  # those of evaluate.py that are kept: how many digits, times what, 
     "accuracy": (1, 100, " %"),
     "memorised": (1, 100, " %"),
 }
+NO_FIGURES = ("step", "epoch", "seconds")  # columns of metrics.csv that say where a row stands
 
 
 class Entry(NamedTuple):
@@ -129,6 +131,9 @@ SETS = {
         Entry("wgan_gp", "cifar10-32", f"--width 32 {QUICK} --n-critic 1", 4500),
         Entry("r3gan", "cifar10-32", f"--width 32 {QUICK}", 3500),
     ],
+    "healthy": [  # one run, at three steps
+        Entry("dcgan", "mnist-32", f"{NARROW} --lr 1e-3", step) for step in (500, 1500, 3000)
+    ],
     "quick": quick_entries("mnist") + quick_entries("fashion-mnist"),
     "averages": [  # the same without the average of G's weights
         entry._replace(options=f"{entry.options} --ema 0") for entry in quick_entries("mnist")
@@ -181,17 +186,22 @@ def missing(name: str) -> list[dict]:
     return [fields for fields in wanted if not find(current, **fields)]
 
 
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv."""
+    lines = (folder / "metrics.csv").read_text("utf-8").splitlines()
+    return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(lines)]
+
+
 def training_seconds(folder: Path) -> float:
     """The seconds of all pieces of a run. Where it was resumed, the column begins at 0 again.
 
     An interruption loses the seconds after its last row, and a piece of one row may be missed.
     """
     total = before = 0.0
-    for row in csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()):
-        seconds = float(row["seconds"])
-        if seconds < before:
+    for row in read_metrics(folder):
+        if row["seconds"] < before:
             total += before
-        before = seconds
+        before = row["seconds"]
     return round(total + before, 1)
 
 
@@ -251,6 +261,8 @@ def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
             scores.append({"script": None, "data": folder} | held_out | place)
         score = fields | {"seconds": training_seconds(out / label)} | figures | place
         score |= {"date": str(datetime.date.today()), "numerics": numerics}
+        last_row = read_metrics(out / label)[-1]
+        score["columns"] = {x: last_row[x] for x in last_row if x not in NO_FIGURES}
         save_scores(name, [*scores, score])
 
 
@@ -349,6 +361,16 @@ def quick() -> Iterator[list]:
         yield [f"{entry.script}.py", f"`{entry.options} --steps {entry.step}`", *digits, *clothes]
 
 
+def healthy() -> Iterator[list]:
+    """What a run prints, and how good its samples are."""
+    found = [(entry.step, score) for entry, (score,) in scores_of("healthy")]
+    _, first = found[0]
+    yield ["steps", *(f"`{name}`" for name in first["columns"]), "Frechet distance"]
+    for step, score in found:
+        columns = [f"{value:.2f}" for value in score["columns"].values()]
+        yield [f"{step:,}", *columns, *cells([score], "frechet")]
+
+
 def gpu_mnist() -> Iterator[list]:
     columns = ["frechet", "rarest", "diversity", "accuracy"]
     head = ["script", "options", "seconds", "Frechet", "rarest digit"]
@@ -432,7 +454,7 @@ def share(folder: str) -> Iterator[list]:
 
 
 ALL_TABLES = (
-    *[best, samples, cifar10, widths, quick, averages, gpu_mnist, speedrun],
+    *[best, samples, cifar10, widths, quick, averages, healthy, gpu_mnist, speedrun],
     *[throughput_epyc, throughput_h200],
 )
 TABLES = {table.__name__: table for table in ALL_TABLES}

@@ -151,6 +151,8 @@ def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> 
     found = [score for score in scores.load_scores("widths") if score["script"]]
     assert [(score["step"], score["seed"]) for score in found] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert len({score["frechet"] for score in found}) == 4
+    assert all(list(score["columns"]) == ["D(x)", "D(G(z))", "d_loss", "g_loss"] for score in found)
+    assert found[0]["columns"] != found[2]["columns"]  # one run, at two steps
     rows = scores.to_markdown(scores.widths()).splitlines()[2:]
     assert [row.count(f"| cgan.py | `{options}` |") for row in rows] == [1, 1]
 
