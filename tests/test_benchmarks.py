@@ -430,7 +430,7 @@ def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_not
     rows = re.findall(r"^\| \d+\. ([^|]+) (?:\| -?[\d.]+ ){6}\|$", table, re.MULTILINE)
     assert rows == list(mistakes.MISTAKES)
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    assert re.findall(r"^\| \d+ \| ([^|]+) (?:\| [\d.]+ ){6}\|$", page, re.MULTILINE) == rows
+    assert re.findall(r"^\| \d+\. ([^|]+) (?:\| [\d.]+ ){6}\|$", page, re.MULTILINE) == rows
     weights = {}
     for path in Path("runs/mistakes").glob("*/run/checkpoint.pt"):
         state = torch.load(path, weights_only=True)["generator"]
