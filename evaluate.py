@@ -118,14 +118,14 @@ def draw_32(run: Run, count: int, trained: bool = True) -> Tensor:
     return torch.cat([to_32(to_bytes(images)) for images in run.draw(count, trained)])
 
 
-class Part(NamedTuple):
+class ImageSet(NamedTuple):
     """Images uint8 (N, C, S, S) and their labels (N,)."""
 
     images: Tensor
     labels: Tensor
 
 
-def load_training_data(run: Run) -> Part:
+def load_training_data(run: Run) -> ImageSet:
     """All images that the run was trained on."""
     images, labels, classes = run.script.load_data(run.args.data)
     args = run.args
@@ -133,20 +133,20 @@ def load_training_data(run: Run) -> Part:
     expected = [args.channels, args.image_size, args.classes]
     if found != expected:
         sys.exit(f"{args.data} has other sizes, channels or classes than {run.folder} had.")
-    return Part(images, labels)
+    return ImageSet(images, labels)
 
 
-def split(train: Part) -> tuple[Part, Part, str]:
+def split(train: ImageSet) -> tuple[ImageSet, ImageSet, str]:
     """As split_data, for data without test images."""
     step = max(6, math.ceil(len(train.images) / 10_000))  # a sixth, at most 10,000 images
     is_held_out = torch.arange(len(train.images)) % step == 0
-    rest = Part(train.images[~is_held_out], train.labels[~is_held_out])
-    held_out = Part(train.images[is_held_out], train.labels[is_held_out])
+    rest = ImageSet(train.images[~is_held_out], train.labels[~is_held_out])
+    held_out = ImageSet(train.images[is_held_out], train.labels[is_held_out])
     text = f"one training image in {step}, which the GAN has seen and the classifier has not"
     return rest, held_out, text
 
 
-def split_data(run: Run) -> tuple[Part, Part, str]:
+def split_data(run: Run) -> tuple[ImageSet, ImageSet, str]:
     """Reference images, held-out images, and a description of the latter."""
     train = load_training_data(run)
     path = Path(run.args.data, "test_images.npy")
@@ -155,7 +155,7 @@ def split_data(run: Run) -> tuple[Part, Part, str]:
         labels = torch.zeros(len(images), dtype=torch.long)
         if run.args.classes:
             labels = torch.from_numpy(np.load(path.with_name("test_labels.npy")))
-        return train, Part(images, labels), f"the test images of {run.args.data}"
+        return train, ImageSet(images, labels), f"the test images of {run.args.data}"
     return split(train)
 
 
@@ -281,11 +281,11 @@ def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -
         classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         return classifier.eval()
     train(classifier, images, labels)
-    part = path.with_suffix(".part")  # so that an interrupted save leaves no broken .pt
+    unfinished = path.with_suffix(".part")  # an interrupted save leaves no broken .pt
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(classifier.state_dict(), part)
-        part.replace(path)
+        torch.save(classifier.state_dict(), unfinished)
+        unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # where nothing can be written, it is not kept
         print(f"The classifier is not kept for the next time: {error}", file=sys.stderr)
     return classifier.eval()
@@ -295,14 +295,14 @@ def load_classifier(images: Tensor, labels: Tensor, classes: int, device: str) -
 def classify(classifier: nn.Sequential, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features float64 (N, 128) and classes (N,) of images uint8 (N, C, 32, 32)."""
     device = next(classifier.parameters()).device
-    parts = []
-    for part in images.split(500):
-        x = to_floats(part.to(device))
+    all_features = []
+    for batch in images.split(500):
+        x = to_floats(batch.to(device))
         features = classifier[:-1](x)
         if images.shape[1] == 3:  # as in training, a mirror image is as good
             features = (features + classifier[:-1](x.flip(3))) / 2
-        parts.append(features)
-    features = torch.cat(parts)
+        all_features.append(features)
+    features = torch.cat(all_features)
     classes = classifier[-1](features).argmax(1)
     return features.double().cpu(), classes.cpu()
 
@@ -324,23 +324,23 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def nearest(
-    x: Tensor, train: Tensor, k: int, device: str, chunk: int = 2**22
+    x: Tensor, train: Tensor, k: int, device: str, max_pixels: int = 2**22
 ) -> tuple[Tensor, Tensor]:
     """Distances (N, k) and indices (N, k) of the k images of train that are nearest to each of x.
 
     All are uint8, of one size. The distance is Euclidean, with pixels from 0 to 1. train is
-    processed in parts of at most `chunk` pixels.
+    processed in pieces of at most `max_pixels`.
     """
     flat = x.flatten(1).to(device).float() / 255
     best = torch.full((len(x), k), math.inf, device=device)
     index = torch.zeros(len(x), k, dtype=torch.long, device=device)
-    step = max(1, chunk // flat.shape[1])
+    step = max(1, max_pixels // flat.shape[1])
     for start in tqdm(range(0, len(train), step), "neighbours", leave=False):
-        part = train[start : start + step].flatten(1).to(device).float() / 255
-        # |part|^2 - 2 flat part: the squared distance but for |flat|^2, which changes no order
-        squares = torch.addmm(part.square().sum(1), flat, part.T, alpha=-2)  # (N, step)
-        found, place = squares.topk(min(k, len(part)), dim=1, largest=False)
-        # Merge with the best of the parts before
+        piece = train[start : start + step].flatten(1).to(device).float() / 255
+        # |piece|^2 - 2 flat piece: the squared distance but for |flat|^2, which changes no order
+        squares = torch.addmm(piece.square().sum(1), flat, piece.T, alpha=-2)  # (N, step)
+        found, place = squares.topk(min(k, len(piece)), dim=1, largest=False)
+        # Merge with the best of the pieces before
         best, order = torch.cat([best, found], dim=1).topk(k, dim=1, largest=False)
         index = torch.cat([index, place + start], dim=1).gather(1, order)
     index = index.cpu()
@@ -361,8 +361,8 @@ def spread(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The mean distance between two images of each class; NaN if there are fewer than two."""
     means = []
     for label in range(classes):
-        part = images[labels == label][:500]
-        means.append(F.pdist(part.flatten(1).float() / 255).mean())
+        members = images[labels == label][:500]
+        means.append(F.pdist(members.flatten(1).float() / 255).mean())
     return torch.stack(means)
 
 
@@ -373,7 +373,7 @@ class Judge:
     """
 
     def __init__(
-        self, train: Part, classes: int, device: str, reference: Tensor | None = None
+        self, train: ImageSet, classes: int, device: str, reference: Tensor | None = None
     ) -> None:
         images = to_32(train.images)
         reference = images if reference is None else to_32(reference)
@@ -417,7 +417,9 @@ COLUMNS = {  # column name: number format
 }
 
 
-def compute_scores(runs: list[Run], train: Part, held_out: Part, count: int) -> dict[str, dict]:
+def compute_scores(
+    runs: list[Run], train: ImageSet, held_out: ImageSet, count: int
+) -> dict[str, dict]:
     """The rows of the table: held-out images, the runs, their generators before training."""
     sets = {"held-out": (to_32(held_out.images), held_out.labels)}
     for trained in (True, False):
@@ -477,14 +479,14 @@ def log_likelihood(x: Tensor, samples: Tensor, sigmas: list[float]) -> Tensor:
     """
     count, dims = samples.shape
     norms = samples.square().sum(1)
-    parts = []
-    for part in tqdm(x.split(100), "log-likelihood", leave=False):
-        squares = torch.addmm(norms, part, samples.T, alpha=-2)  # (100, M)
-        squares += part.square().sum(1, keepdim=True)
-        parts.append(torch.stack([(squares * (-0.5 / s**2)).logsumexp(1) for s in sigmas]))
+    found = []
+    for batch in tqdm(x.split(100), "log-likelihood", leave=False):
+        squares = torch.addmm(norms, batch, samples.T, alpha=-2)  # (100, M)
+        squares += batch.square().sum(1, keepdim=True)
+        found.append(torch.stack([(squares * (-0.5 / s**2)).logsumexp(1) for s in sigmas]))
     factors = x.new_tensor(sigmas) * math.sqrt(2 * math.pi)
     log_norms = math.log(count) + dims * factors.log()  # (len(sigmas),)
-    return torch.cat(parts, dim=1) - log_norms[:, None]
+    return torch.cat(found, dim=1) - log_norms[:, None]
 
 
 def parzen(options: Namespace) -> None:

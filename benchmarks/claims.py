@@ -170,7 +170,7 @@ def load_judge(data: str) -> tuple[evaluate.Judge, Tensor]:
     images, labels, classes = dcgan_script.load_data(data)
     if not classes:
         sys.exit(f"{data} has no classes to judge by.")
-    train = evaluate.Part(images[:10_000], labels[:10_000])
+    train = evaluate.ImageSet(images[:10_000], labels[:10_000])
     return evaluate.Judge(train, len(classes), "cpu"), evaluate.to_32(images[-2000:])
 
 

@@ -51,11 +51,11 @@ def choose(labels: np.ndarray, count: int) -> np.ndarray:
 def save_part(source: Path, count: int, mirror: bool, folder: Path) -> None:
     """Writes count images of a folder of arrays, and their mirror images, as such a folder."""
     images = np.load(source / "images.npy", mmap_mode="r")
-    part = images[np.sort(choose(np.load(source / "labels.npy"), count))]
+    chosen = images[np.sort(choose(np.load(source / "labels.npy"), count))]
     if mirror:
-        part = np.concatenate([part, part[..., ::-1]])
+        chosen = np.concatenate([chosen, chosen[..., ::-1]])
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "images.npy", part)
+    np.save(folder / "images.npy", chosen)
 
 
 def train(name: str, data: Path, out: Path, steps: int, options: Namespace) -> evaluate.Run:
@@ -119,11 +119,13 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = (
         torch.from_numpy(np.load(options.data / f"{x}.npy")) for x in ("images", "labels")
     )
-    part = evaluate.Part(images, labels)
+    training = evaluate.ImageSet(images, labels)
     if not (options.data / "test_images.npy").exists():
-        part, _, _ = evaluate.split(part)  # so that `evaluate.py score` has the same classifier
+        training, _, _ = evaluate.split(
+            training
+        )  # so that `evaluate.py score` has the same classifier
     device = "cuda" if options.cuda else "cpu"
-    judge = evaluate.Judge(part, int(labels.max()) + 1, device, reference=images)
+    judge = evaluate.Judge(training, int(labels.max()) + 1, device, reference=images)
     mirrors = [False, True] if options.mirror is None else [options.mirror]
     rows, tiles = [], []
     for count in options.counts:

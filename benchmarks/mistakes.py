@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # standard output has the table only
             run = train(name, options)
             if judge is None:
-                part, _, _ = evaluate.split_data(run)
-                judge = evaluate.Judge(part, len(run.args.classes), run.args.device)
+                training, _, _ = evaluate.split_data(run)
+                judge = evaluate.Judge(training, len(run.args.classes), run.args.device)
             samples = evaluate.draw_32(run, options.samples)
         tiles.append(samples[-8:])  # the first ones are of a noise that one mistake trains on
         metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]

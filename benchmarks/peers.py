@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.from_numpy(np.load(folder / f"{name}.npy"))
         for name in ("images", "labels", "test_images")
     )
-    train = evaluate.Part(images, labels)
+    train = evaluate.ImageSet(images, labels)
     judges = {
         size: evaluate.Judge(train, 10, "cpu", reference=by_way_of(test_images, size))
         for size in (28, 32, 64)

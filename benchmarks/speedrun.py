@@ -113,7 +113,7 @@ def make_judge(data: Path, cuda: bool) -> evaluate.Judge:
         for name in ("images", "labels", "test_images")
     )
     classes = len((data / "classes.txt").read_text().splitlines())
-    train = evaluate.Part(images, labels)
+    train = evaluate.ImageSet(images, labels)
     return evaluate.Judge(train, classes, "cuda" if cuda else "cpu", reference=test_images)
 
 

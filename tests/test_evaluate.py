@@ -120,7 +120,7 @@ def test_nearest_finds_what_all_distances_in_float64_find() -> None:
     torch.manual_seed(0)
     x = torch.randint(256, (9, 1, 6, 6), dtype=torch.uint8)
     images = torch.randint(256, (50, 1, 6, 6), dtype=torch.uint8)
-    distances, index = evaluate.nearest(x, images, 3, "cpu", chunk=7 * 6 * 6)
+    distances, index = evaluate.nearest(x, images, 3, "cpu", max_pixels=7 * 6 * 6)
     all_distances = torch.cdist(x.flatten(1).double() / 255, images.flatten(1).double() / 255)
     expected = all_distances.topk(3, largest=False)
     assert torch.equal(index, expected.indices)
@@ -128,8 +128,8 @@ def test_nearest_finds_what_all_distances_in_float64_find() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits() -> evaluate.Part:
-    return evaluate.Part(*load("dcgan.py").digits(800))
+def digits() -> evaluate.ImageSet:
+    return evaluate.ImageSet(*load("dcgan.py").digits(800))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,9 @@ def judge(digits, tmp_path_factory) -> evaluate.Judge:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("judge"))  # data/cache is made there
         torch.set_num_threads(2)  # it takes long
-        judge = evaluate.Judge(evaluate.Part(digits.images[:700], digits.labels[:700]), 10, "cpu")
+        judge = evaluate.Judge(
+            evaluate.ImageSet(digits.images[:700], digits.labels[:700]), 10, "cpu"
+        )
         torch.set_num_threads(1)  # as conftest.py has it
         return judge
 
@@ -157,7 +159,7 @@ def test_held_out_images_score_as_real_ones_should(judge, digits, monkeypatch) -
     assert (found["frechet"], found["diversity"]) == (pytest.approx(0, abs=1e-3), 1)
 
 
-def stripes(count: int, seed: int) -> evaluate.Part:
+def stripes(count: int, seed: int) -> evaluate.ImageSet:
     """Images (count, 3, 32, 32) of vertical (class 0) and horizontal stripes, randomly coloured."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
@@ -165,7 +167,7 @@ def stripes(count: int, seed: int) -> evaluate.Part:
     waves = (torch.arange(32) / (2 + periods) + 7 * phases).sin()  # (count, 1, 1, 32)
     waves = torch.where(labels.view(-1, 1, 1, 1) == 1, waves.mT, waves)  # mT: (count, 1, 32, 1)
     images = waves.expand(-1, 3, 32, 32) * torch.randn(count, 3, 1, 1, generator=random)
-    return evaluate.Part(evaluate.to_bytes(images.clamp(-1, 1)), labels)
+    return evaluate.ImageSet(evaluate.to_bytes(images.clamp(-1, 1)), labels)
 
 
 def test_the_classifier_of_images_in_colour_learns_and_takes_mirror_images_for_equal() -> None:
