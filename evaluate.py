@@ -324,17 +324,17 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def nearest(
-    x: Tensor, train: Tensor, k: int, device: str, max_pixels: int = 2**22
+    x: Tensor, train: Tensor, k: int, device: str, max_values: int = 2**22
 ) -> tuple[Tensor, Tensor]:
     """Distances (N, k) and indices (N, k) of the k images of train that are nearest to each of x.
 
     All are uint8, of one size. The distance is Euclidean, with pixels from 0 to 1. train is
-    processed in pieces of at most `max_pixels`.
+    processed in pieces of at most max_values numbers, but at least one image.
     """
     flat = x.flatten(1).to(device).float() / 255
     best = torch.full((len(x), k), math.inf, device=device)
     index = torch.zeros(len(x), k, dtype=torch.long, device=device)
-    step = max(1, max_pixels // flat.shape[1])
+    step = max(1, max_values // flat.shape[1])
     for start in tqdm(range(0, len(train), step), "neighbours", leave=False):
         piece = train[start : start + step].flatten(1).to(device).float() / 255
         # |piece|^2 - 2 flat piece: the squared distance but for |flat|^2, which changes no order

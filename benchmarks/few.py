@@ -6,20 +6,19 @@
 
 The images are the first ones of a shuffled CIFAR-10, as many of each class, and with --mirror their
 mirror images. A run is the script's own main(), and its samples come from averaged weights, as
-always. After each third of the steps evaluate.py's classifier compares samples with all of
-CIFAR-10; images that G never saw count for as much as those that it was trained on. `copies` is
-the Frechet distance of the training images, which a G that only copies them would have. `memorised`
-counts near copies of training images among the samples, as evaluate.py does. The picture in --out
-has ten samples of each run above the nearest training image of each. docs/troubleshooting.md has
-the figures.
+always. After each third of the steps evaluate.py's classifier compares samples with all training
+images of CIFAR-10; those that G never saw count for as much as those that it was trained on.
+`copies` is the Frechet distance of the training images, which a G that only copies them would have.
+`memorised` counts near copies of training images among the samples, as evaluate.py does. The
+picture in --out has ten samples of each run above the nearest training image of each.
+docs/troubleshooting.md has the figures.
 
-Runs are kept in --out: the same command again reads what they left. Take another --out when you
-change the other options, and after a change of evaluate.py.
+Runs are kept in --out: the same command again finishes them, or reads what they left. Take another
+--out when you change the other options, a script, the data or evaluate.py.
 """
 
 import argparse
 import contextlib
-import csv
 import importlib
 import json
 import sys
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from speedrun import read_metrics
 from tables import Table, add_record_option
 
 import evaluate
@@ -71,23 +71,19 @@ def train(name: str, data: Path, out: Path, steps: int, options: Namespace) -> e
 def measure(name: str, data: Path, out: Path, options: Namespace, judge: evaluate.Judge) -> dict:
     """Trains in three parts and measures after each; returns what is kept beside the run."""
     results = out / "few.json"
-    if results.exists():
-        return json.loads(results.read_text())
-    train_images = evaluate.to_32(torch.from_numpy(np.load(data / "images.npy")))
-    distances = []
-    for third in (1, 2, 3):
+    found = json.loads(results.read_text()) if results.exists() else {"frechet": []}
+    for third in range(len(found["frechet"]) + 1, 4):
         run = train(name, data, out, options.steps * third // 3, options)
         samples = evaluate.draw_32(run, options.samples)
-        distances.append(judge(samples)["frechet"])
-    last_row = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))[-1]
-    column = list(last_row)[2]  # after step and epoch: D(x), pairs_right, ...
-    found = {
-        "frechet": distances,
-        "copies": judge(train_images)["frechet"],
-        "memorised": evaluate.memorised(samples, train_images, run.args.device),
-        "column": [column, float(last_row[column])],
-    }
-    results.write_text(json.dumps(found, indent=1) + "\n")
+        found["frechet"].append(judge(samples)["frechet"])
+        if third == 3:
+            train_images = evaluate.to_32(torch.from_numpy(np.load(data / "images.npy")))
+            found["copies"] = judge(train_images)["frechet"]
+            found["memorised"] = evaluate.memorised(samples, train_images, run.args.device)
+            last_row = read_metrics(out)[-1]
+            column = list(last_row)[2]  # after step and epoch: D(x), pairs_right, ...
+            found["column"] = [column, last_row[column]]
+        results.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -105,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     add("script", nargs="?", default="dcgan", choices=SCRIPTS, help="(default: %(default)s)")
     add("--data", type=Path, default=Path("data/cifar10-32"), help="with labels (%(default)s)")
     add("--counts", type=int, nargs="+", default=[50, 200, 1000, 5000], help="images of the runs")
-    add("--mirror", action=argparse.BooleanOptionalAction, help="only with, or only without")
+    mirror = "mirror images, too; with --no-mirror no runs have them (default: both kinds of runs)"
+    add("--mirror", action=argparse.BooleanOptionalAction, help=mirror)
     add("--steps", type=int, default=3000, help="updates of G (%(default)s)")
     add("--batch-size", type=int, default=32, help="images in a batch (%(default)s)")
     add("--width", type=int, default=32, help="of the convolutional networks (%(default)s)")
@@ -121,9 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     training = evaluate.ImageSet(images, labels)
     if not (options.data / "test_images.npy").exists():
-        training, _, _ = evaluate.split(
-            training
-        )  # so that `evaluate.py score` has the same classifier
+        # so that `evaluate.py score` has the same classifier
+        training, _, _ = evaluate.split(training)
     device = "cuda" if options.cuda else "cpu"
     judge = evaluate.Judge(training, int(labels.max()) + 1, device, reference=images)
     mirrors = [False, True] if options.mirror is None else [options.mirror]

@@ -9,13 +9,12 @@ when they write a GAN of their own. The changed script trains by its own main().
 last row of metrics.csv and the scores of evaluate.py, the picture in --out eight samples of each.
 docs/troubleshooting.md has the figures and the picture.
 
-Runs are kept in --out: the same command again scores what is there. Take another --out when you
-change the other options.
+Runs are kept in --out: the same command again finishes them, or scores them again. Take another
+--out when you change the other options, the script or the data.
 """
 
 import argparse
 import contextlib
-import csv
 import importlib.util
 import sys
 from argparse import Namespace
@@ -25,6 +24,7 @@ from types import ModuleType
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from speedrun import read_metrics
 from tables import Table, add_record_option
 
 import dcgan
@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
                 judge = evaluate.Judge(training, len(run.args.classes), run.args.device)
             samples = evaluate.draw_32(run, options.samples)
         tiles.append(samples[-8:])  # the first ones are of a noise that one mistake trains on
-        metrics = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))[-1]
-        figures = {key: float(metrics[key]) for key in COLUMNS if key in metrics}
+        last_row = read_metrics(run.folder)[-1]
+        figures = {key: last_row[key] for key in COLUMNS if key in last_row}
         number = list(MISTAKES).index(name) + 1
         table.add(f"{number}. {name}", "dcgan", [figures | judge(samples)])
     table.record(options.record, parser.prog, argv, options.cuda)

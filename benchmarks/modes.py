@@ -12,7 +12,7 @@ shares from 1/1000, as in VEEGAN (Srivastava et al. 2017) and PacGAN (Lin et al.
 real images have a divergence of 0.02. docs/modes.md has the figures.
 
 Runs are kept in --out: the same command again finishes them, or counts them again. Take another
---out when you change --steps, --width or --batch-size.
+--out when you change the other options, OPTIONS below, a script or the data.
 """
 
 import argparse

@@ -8,27 +8,25 @@
 options have --amp, on a CPU in as many threads as OMP_NUM_THREADS says. A run stays in a folder of
 --out, and results/NAME.jsonl is written after each score: give an interrupted command again, and it
 continues. Do not run two for the same NAME at once. A file is of one machine; to measure on
-another, remove the file.
+another, remove the file and the folder NAME in --out.
 
 A line of results/NAME.jsonl is one score: script, data, options, step, seed, the seconds of
-training (the script's column "seconds": neither its start nor the scoring), the figures of
-`evaluate.py score` for 10,000 samples, what the script printed at that step, and where and when it
-was measured. Entries that differ only in their step are scores of one run, in the order of steps.
-`numerics` is a hash of the values that tests/golden.json has for the script. If these have changed,
-the score is outdated: a test fails until `run` has measured it again. A change of the data or of
-evaluate.py's classifier is not noticed. To measure a run again, remove its line and its folder in
---out. Lines without a script are about held-out images.
+training (the script's column "seconds": neither its start nor the scoring), figures of evaluate.py
+for 10,000 samples, the last row of metrics.csv, and where and when it was measured. (Files of
+before 27 November 2026 lack that row.) Entries of a set that differ only in their step are scores
+of one run: list them by rising step. `numerics` is a hash of the values that tests/golden.json has
+for the script. If these have changed, the score is outdated: a test fails until `run` has measured
+it again. A change of the data or of evaluate.py's classifier is not noticed. To measure a run
+again, remove its line and its folder in --out. Lines without a script are about held-out images.
 
 To add a table, write a function that yields the head and then the rows, put it into ALL_TABLES, and
-<!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below. What another
-benchmark has measured is a table, too, once it has written it by --record NAME (tables.py).
+<!-- benchmarks/scores.py FUNCTION --> into a line of a page: the table goes below. A table that
+another benchmark has written by --record NAME (tables.py) has its NAME there.
 """
 
 import argparse
-import csv
 import datetime
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -45,7 +43,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tables
 from kernels import OPERATOR_HEAD, SHARE_HEAD, operator_cells, share_cells
-from speedrun import RACES, ROOT, load_record, numerics_of, records_of, train
+from speedrun import RACES, ROOT, load_record, numerics_of, read_metrics, records_of, train
 from throughput import describe_machine, show, show_ratios
 
 import evaluate
@@ -61,7 +59,7 @@ FIGURES = {  # those of evaluate.py that are kept: how many digits, times what, 
     "accuracy": (1, 100, " %"),
     "memorised": (1, 100, " %"),
 }
-NO_FIGURES = ("step", "epoch", "seconds")  # columns of metrics.csv that say where a row stands
+POSITION_COLUMNS = ("step", "epoch", "seconds")  # of metrics.csv; the others are of the GAN
 
 
 class Entry(NamedTuple):
@@ -186,19 +184,13 @@ def missing(name: str) -> list[dict]:
     return [fields for fields in wanted if not find(current, **fields)]
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv."""
-    lines = (folder / "metrics.csv").read_text("utf-8").splitlines()
-    return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(lines)]
-
-
-def training_seconds(folder: Path) -> float:
+def training_seconds(metrics: list[dict[str, float]]) -> float:
     """The seconds of all pieces of a run. Where it was resumed, the column begins at 0 again.
 
     An interruption loses the seconds after its last row, and a piece of one row may be missed.
     """
     total = before = 0.0
-    for row in read_metrics(folder):
+    for row in metrics:
         if row["seconds"] < before:
             total += before
         before = row["seconds"]
@@ -234,35 +226,36 @@ def run_set(name: str, data: Path, out: Path, cuda: bool) -> None:
         return
     place = {"machine": describe_machine(cuda), "torch": torch.__version__}
     for known in load_scores(name):
-        if known.get("machine", place["machine"]) != place["machine"]:
+        if known["machine"] != place["machine"]:
             sys.exit(f"results/{name}.jsonl is of {known['machine']}. Remove it to measure here.")
     scorers = {}
     for number, fields in enumerate(all_missing, 1):
-        script, folder, words, step, seed = fields.values()
-        print(f"{number} of {len(all_missing)}: {script}, {folder}, {words}, seed {seed}")
+        script, data_name, words, step, seed = fields.values()
+        print(f"{number} of {len(all_missing)}: {script}, {data_name}, {words}, seed {seed}")
         numerics = numerics_of(script)
-        label = re.sub(r"[^\w.]+", "-", f"{script} {folder} {words} {seed} {numerics}")
+        label = f"{script} {data_name} {words} {seed} {numerics}" + (" cuda" if cuda else "")
+        folder = out.resolve() / name / re.sub(r"[^\w.]+", "-", label)
         words += " --cuda" if cuda else " --no-cuda"
         try:
-            train(script, step, words, seed, data / folder, out.resolve() / label)
+            train(script, step, words, seed, data / data_name, folder)
         except subprocess.CalledProcessError as error:
             sys.exit(f"{script}.py failed: {error.stderr.decode().strip()[-300:]}")
-        run = evaluate.load_run(out / label, cuda=cuda)
+        run = evaluate.load_run(folder, cuda=cuda)
         if run.checkpoint["step"] != step:
-            sys.exit(f"{out / label} has more steps than {step}. Remove it.")
+            sys.exit(f"{folder} has more steps than {step}. Remove it.")
 
-        if folder not in scorers:
-            scorers[folder] = Scorer(run)
-        scorer = scorers[folder]
+        if data_name not in scorers:
+            scorers[data_name] = Scorer(run)
+        scorer = scorers[data_name]
         figures = scorer.score_run(run)
         scores = [known for known in load_scores(name) if not fields.items() <= known.items()]
-        if not find(scores, script=None, data=folder):
-            held_out = scorer.score(*scorer.held_out)
-            scores.append({"script": None, "data": folder} | held_out | place)
-        score = fields | {"seconds": training_seconds(out / label)} | figures | place
+        if not find(scores, script=None, data=data_name):
+            real = scorer.score(*scorer.held_out)
+            scores.append({"script": None, "data": data_name} | real | place)
+        metrics = read_metrics(folder)
+        score = fields | {"seconds": training_seconds(metrics)} | figures | place
         score |= {"date": str(datetime.date.today()), "numerics": numerics}
-        last_row = read_metrics(out / label)[-1]
-        score["columns"] = {x: last_row[x] for x in last_row if x not in NO_FIGURES}
+        score["metrics"] = {x: metrics[-1][x] for x in metrics[-1] if x not in POSITION_COLUMNS}
         save_scores(name, [*scores, score])
 
 
@@ -277,7 +270,8 @@ def scores_of(name: str) -> Iterator[tuple[Entry, list[dict]]]:
     """Each entry of a set with its scores, one for each seed."""
     scores = load_complete(name)
     for entry in SETS[name]:
-        yield entry, find(scores, **entry.fields())
+        found = find(scores, **entry.fields())
+        yield entry, [score for score in found if score["seed"] < entry.seeds]
 
 
 def held_out(name: str, data: str) -> dict:
@@ -312,11 +306,14 @@ def samples() -> Iterator[list]:
     columns = ["classes", "diversity", "frechet", "memorised", "accuracy"]
     yield ["", "classes", "diversity", "Frechet", "memorised", "accuracy"]
     yield ["held-out images", *cells([held_out("best", "mnist-32")], *columns)]
-    best_of = {}  # the mean distance and the scores of each script
+
+    def distance(scores: list[dict]) -> float:
+        return statistics.mean(score["frechet"] for score in scores)
+
+    best_of = {}
     for entry, scores in scores_of("best"):
-        mean = statistics.mean(score["frechet"] for score in scores)
-        best_of[entry.script] = min((mean, scores), best_of.get(entry.script, (math.inf, [])))
-    for script, (_, scores) in sorted(best_of.items(), key=lambda item: item[1][0]):
+        best_of[entry.script] = min(best_of.get(entry.script, scores), scores, key=distance)
+    for script, scores in sorted(best_of.items(), key=lambda item: distance(item[1])):
         yield [script, *cells(scores, *columns)]
 
 
@@ -362,13 +359,13 @@ def quick() -> Iterator[list]:
 
 
 def healthy() -> Iterator[list]:
-    """What a run prints, and how good its samples are."""
+    """What a run prints, the mean over 50 steps, and how good its samples are."""
     found = [(entry.step, score) for entry, (score,) in scores_of("healthy")]
     _, first = found[0]
-    yield ["steps", *(f"`{name}`" for name in first["columns"]), "Frechet distance"]
+    yield ["steps", *(f"`{name}`" for name in first["metrics"]), "Frechet distance"]
     for step, score in found:
-        columns = [f"{value:.2f}" for value in score["columns"].values()]
-        yield [f"{step:,}", *columns, *cells([score], "frechet")]
+        metrics = [f"{value:.2f}" for value in score["metrics"].values()]
+        yield [f"{step:,}", *metrics, *cells([score], "frechet")]
 
 
 def gpu_mnist() -> Iterator[list]:
@@ -399,6 +396,29 @@ def speedrun() -> Iterator[list]:
                 f"{about['before']:,.0f}" if about["before"] else "",
                 about["machine"] + (", bfloat16" if about["amp"] else ""),
             ]
+
+
+def two_cores() -> Iterator[list]:
+    """The median steps of the records, times what a step takes on two idle cores."""
+    yield ["script", "width 64", "width 32"]
+    step_seconds = {}
+    for width in (64, 32):
+        for row in load_rows("epyc", f"batch32-width{width}.json"):
+            step_seconds[row["script"], width] = statistics.median(row["seconds"]["script"])
+    for script in ("dcgan", "cgan", "r3gan"):
+        cells_of = {64: "", 32: ""}
+        for file in records_of(script):
+            about, ends = load_record(file)
+            words = about["options"].split()
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            if options["--batch-size"] != "32":
+                raise ValueError(f"{file}: the steps were timed with batches of 32")
+            width = int(options.get("--width", 64))
+            seconds = step_seconds[script, width]
+            steps = statistics.median(end["step"] for end in ends)
+            text = f"{steps:,} of {seconds * 1e3:.0f} ms: {steps * seconds:.0f} s"
+            cells_of[width] = text
+        yield [f"{script}.py", *cells_of.values()]
 
 
 def recorded(name: str) -> Iterator[list]:
@@ -499,11 +519,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.command == "run":
         run_set(options.name, options.data.resolve(), options.out, options.cuda)
         return
-    for page in PAGES:
-        text = page.read_text("utf-8")
-        new = with_tables(text)
-        if new != text:
-            page.write_text(new, "utf-8")
+    new = {page: with_tables(page.read_text("utf-8")) for page in PAGES}  # or none is written
+    for page, text in new.items():
+        if text != page.read_text("utf-8"):
+            page.write_text(text, "utf-8")
             print(page)
 
 

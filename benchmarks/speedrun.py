@@ -126,13 +126,18 @@ def is_reached(race: Race, found: dict[str, float]) -> bool:
     )
 
 
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv."""
+    lines = (folder / "metrics.csv").read_text("utf-8").splitlines()
+    return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(lines)]
+
+
 def train(script: str, steps: int, options: str, seed: int, data: Path, out: Path) -> float:
     """Trains up to so many steps in all. Returns the seconds that this piece took."""
     command = [sys.executable, ROOT / f"{script}.py", "--data", data, "--resume", "--out", out]
     command += ["--steps", steps, "--seed", seed, *options.split()]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    *_, last_row = csv.DictReader((out / "metrics.csv").read_text().splitlines())
-    return float(last_row["seconds"])
+    return read_metrics(out)[-1]["seconds"]
 
 
 class Runner:
@@ -153,8 +158,8 @@ class Runner:
             half = STEPS_TO_TIME // 2  # the first half is slower
             options = f"{words} {self.machine} --log-every {half}"
             train(self.script, STEPS_TO_TIME, options, 0, self.data, out)
-            first, last = csv.DictReader((out / "metrics.csv").read_text().splitlines())
-            return (float(last["seconds"]) - float(first["seconds"])) / half
+            first, last = read_metrics(out)
+            return (last["seconds"] - first["seconds"]) / half
 
     def drive(self, words: str, seed: int) -> list[dict]:
         """Runs a race and prints a row at each stop. Returns the rows."""

@@ -3,12 +3,13 @@
 A benchmark with the option --record NAME writes it, and `python benchmarks/scores.py tables` puts
 it below <!-- benchmarks/scores.py NAME --> in a page of docs/, so that no figure is copied by hand.
 Machine and date in the file are those of its writing: give --record with an --out that is empty, or
-has only runs of the same machine and scripts.
+has only runs of the same machine, scripts and options.
 """
 
 import argparse
 import datetime
 import json
+import re
 import shlex
 import sys
 
@@ -19,16 +20,22 @@ from throughput import describe_machine, print_cells, show
 FOLDER = ROOT / "results" / "tables"
 
 
+def table_name(text: str) -> str:
+    """A name for a file and for a line of a page. Raises ArgumentTypeError for any other."""
+    if not re.fullmatch(r"\w+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has other characters than letters, digits and _"
+        )
+    return text
+
+
 def add_record_option(parser: argparse.ArgumentParser) -> None:
     text = "write the figures of each run to results/tables/NAME.json"
-    parser.add_argument("--record", metavar="NAME", help=text)
+    parser.add_argument("--record", type=table_name, metavar="NAME", help=text)
 
 
 def to_cells(runs: list[dict[str, float]], columns: dict[str, int]) -> list[str]:
-    """Mean and range of each column over the runs, with so many digits; - if no run has it.
-
-    A run that has broken has a Frechet distance of inf and nothing else.
-    """
+    """Mean and range of each column over the runs, with so many digits; - if no run has it."""
     texts = []
     for column, digits in columns.items():
         values = [run[column] for run in runs if column in run]
@@ -51,7 +58,10 @@ class Table:
         print_cells(*["---"] * (len(columns) + 1))
 
     def add(self, name: str, script: str | None, runs: list[dict[str, float]]) -> None:
-        """A row: the mean of each column over these runs of a script (None: no script's)."""
+        """A row: the mean of each column over these runs of a script (None: no script's).
+
+        A run may lack columns. One that has broken has a Frechet distance of inf and no other.
+        """
         if script:
             self.scripts.add(script)
 

@@ -110,10 +110,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def untrained_classifier(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
-    """evaluate.py's classifier of images in colour stays random: its training takes seconds.
+def untrained_classifiers(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """evaluate.py's classifiers of images in colour stay random, as their training takes seconds.
 
-    The list is of those that would have been trained.
+    The list has those whose training was left out.
     """
     found = []
 

@@ -29,6 +29,8 @@ import tables
 import throughput
 import toys
 
+import evaluate
+
 TINY = ["--data", "tiny", "--out", "out", "--batch-size", "4", "--seeds", "1"]
 TINY += ["--samples", "20", "--steps", "8"]
 PICTURES = {"vanilla": 0, "dcgan": 1, "cgan": 0, "wgan": 2, "wgan_gp": 2, "stability": 1}
@@ -151,8 +153,8 @@ def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> 
     found = [score for score in scores.load_scores("widths") if score["script"]]
     assert [(score["step"], score["seed"]) for score in found] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert len({score["frechet"] for score in found}) == 4
-    assert all(list(score["columns"]) == ["D(x)", "D(G(z))", "d_loss", "g_loss"] for score in found)
-    assert found[0]["columns"] != found[2]["columns"]  # one run, at two steps
+    assert all(list(score["metrics"]) == ["D(x)", "D(G(z))", "d_loss", "g_loss"] for score in found)
+    assert found[0]["metrics"] != found[2]["metrics"]  # one run, at two steps
     rows = scores.to_markdown(scores.widths()).splitlines()[2:]
     assert [row.count(f"| cgan.py | `{options}` |") for row in rows] == [1, 1]
 
@@ -180,7 +182,7 @@ def test_scores_trains_and_scores_what_the_file_lacks(monkeypatch, tmp_path) -> 
 def test_the_seconds_of_a_run_are_those_of_all_its_pieces(tmp_path) -> None:
     rows = ["step,seconds", "50,2.0", "100,4.0", "150,1.5", "200,3.0", "250,0.5"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
-    assert scores.training_seconds(tmp_path) == 4.0 + 3.0 + 0.5
+    assert scores.training_seconds(scores.read_metrics(tmp_path)) == 4.0 + 3.0 + 0.5
 
 
 def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts(monkeypatch) -> None:
@@ -200,6 +202,12 @@ def test_tables_are_what_the_files_hold_and_the_files_are_of_todays_scripts(monk
     for file in files:
         for script, numerics in tables.load_table(file.stem)["numerics"].items():
             assert numerics == scores.numerics_of(script), (file, script)
+
+
+def test_a_table_has_a_name_that_a_page_can_hold(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        toys.main(["grid", "--record", "my table"])
+    assert "'my table' has other characters" in capsys.readouterr().err
 
 
 def test_a_table_that_nobody_has_measured_is_named() -> None:
@@ -396,12 +404,28 @@ def test_few_chooses_as_many_of_each_class_and_the_smaller_sets_are_in_the_large
     assert set(small) < set(large)
 
 
-@pytest.mark.usefixtures("untrained_classifier")
+@pytest.mark.usefixtures("untrained_classifiers")
 @pytest.mark.parametrize("script", ["dcgan", "r3gan"])
-def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, monkeypatch) -> None:
+def test_few_trains_on_parts_of_the_data_and_continues_what_it_has(
+    script, capsys, monkeypatch
+) -> None:
     source = make_data(Path("source"))
     tiny = ["--steps", "3", "--batch-size", "4", "--width", "2", "--samples", "20", "--no-cuda"]
+    asked = []
+
+    def train(*args: object) -> evaluate.Run:
+        run = train_now(*args)
+        asked.append(run.checkpoint["step"])
+        if asked == [1, 2]:
+            raise KeyboardInterrupt
+        return run
+
+    train_now = few.train
+    monkeypatch.setattr(few, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        few.main([script, "--data", "source", "--counts", "6", "10", *tiny])
     few.main([script, "--data", "source", "--counts", "6", "10", *tiny, "--record", "a_table"])
+    assert asked == [1, 2, 2, 3] + 3 * [1, 2, 3]
     table = capsys.readouterr().out
     assert_recorded(table, f"few.py {script} --data source")
     rows = re.findall(r"^\| ([\w, ]+) (?:\| [\d.]+ ){6}\|$", table, re.MULTILINE)
@@ -418,7 +442,7 @@ def test_few_trains_on_parts_of_the_data_and_keeps_its_results(script, capsys, m
     assert capsys.readouterr().out == table
 
 
-@pytest.mark.usefixtures("untrained_classifier")
+@pytest.mark.usefixtures("untrained_classifiers")
 def test_each_mistake_is_one_and_only_the_fakes_that_are_not_detached_change_nothing(
     capsys,
 ) -> None:

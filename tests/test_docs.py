@@ -72,7 +72,7 @@ IN_ORDER = ["README", "usage", "troubleshooting", *(x.removesuffix(".py") for x 
 
 
 @pytest.mark.parametrize("name", IN_ORDER)
-@pytest.mark.usefixtures("untrained_classifier")
+@pytest.mark.usefixtures("untrained_classifiers")
 def test_the_commands_of_a_page_run_in_order_with_few_steps_on_tiny_data(name, monkeypatch) -> None:
     page = next(page for page in PAGES if page.stem == name)
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)

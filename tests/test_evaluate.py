@@ -120,7 +120,7 @@ def test_nearest_finds_what_all_distances_in_float64_find() -> None:
     torch.manual_seed(0)
     x = torch.randint(256, (9, 1, 6, 6), dtype=torch.uint8)
     images = torch.randint(256, (50, 1, 6, 6), dtype=torch.uint8)
-    distances, index = evaluate.nearest(x, images, 3, "cpu", max_pixels=7 * 6 * 6)
+    distances, index = evaluate.nearest(x, images, 3, "cpu", max_values=7 * 6 * 6)
     all_distances = torch.cdist(x.flatten(1).double() / 255, images.flatten(1).double() / 255)
     expected = all_distances.topk(3, largest=False)
     assert torch.equal(index, expected.indices)
@@ -233,13 +233,13 @@ def test_images_of_every_size_are_judged_at_32x32() -> None:
         assert (found == 7).all() == (size != 28)  # which gets a black border
 
 
-def test_score_trains_its_classifier_once(run, capsys, untrained_classifier) -> None:
+def test_score_trains_its_classifier_once(run, capsys, untrained_classifiers) -> None:
     first, second = run("wgan.py"), run("cgan.py")
     call("evaluate.py", "score", first, "--samples", 8)
     alone = capsys.readouterr().out.splitlines()[-2]
     assert len(list(Path("data/cache").iterdir())) == 1
     call("evaluate.py", "score", first, second, "--samples", 8)
-    assert len(untrained_classifier) == 1
+    assert len(untrained_classifiers) == 1
     rows = capsys.readouterr().out.splitlines()[-5:]
     names = [row.split("  ")[0] for row in rows]
     assert names == ["held-out", str(first), str(second), "untrained wgan", "untrained cgan"]
@@ -433,7 +433,7 @@ def test_a_set_of_a_few_images_is_too_small_to_score(refused) -> None:
     call("evaluate.py", "parzen", out, "--samples", 4)
 
 
-@pytest.mark.usefixtures("untrained_classifier")
+@pytest.mark.usefixtures("untrained_classifiers")
 def test_one_folder_in_two_spellings_is_one_set_and_an_unwritable_cache_no_obstacle(
     data: Path, capsys
 ) -> None:

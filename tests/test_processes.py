@@ -121,7 +121,7 @@ def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", 2, "--max-restarts", 1]
     command += ["dcgan.py", *options("dcgan.py", data), *SMALL]
-    command += ["--steps", 24, "--out", "run", "--resume"]
+    command += ["--steps", 40, "--out", "run", "--resume"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with Path("out.txt").open("w") as out:
         torchrun = subprocess.Popen([*map(str, command)], stdout=out, stderr=out, env=env)
@@ -134,7 +134,7 @@ def test_torchrun_continues_a_run_when_a_process_is_killed(data: Path) -> None:
         assert torchrun.wait(120) == 0, Path("out.txt").read_text()
     finally:
         torchrun.kill()
-    first, second = re.findall(r"Steps (\d+) to 24", Path("out.txt").read_text())
+    first, second = re.findall(r"Steps (\d+) to 40", Path("out.txt").read_text())
     assert int(second) > int(first) == 0
-    assert [row["step"] for row in rows(Path("run"))] == [str(step) for step in range(2, 25, 2)]
-    assert read("run")["step"] == 24
+    assert [row["step"] for row in rows(Path("run"))] == [str(step) for step in range(2, 41, 2)]
+    assert read("run")["step"] == 40
