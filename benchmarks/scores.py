@@ -475,7 +475,7 @@ def share(folder: str) -> Iterator[list]:
 
 ALL_TABLES = (
     *[best, samples, cifar10, widths, quick, averages, healthy, gpu_mnist, speedrun],
-    *[throughput_epyc, throughput_h200],
+    *[two_cores, throughput_epyc, throughput_h200],
 )
 TABLES = {table.__name__: table for table in ALL_TABLES}
 for folder in ("epyc", "h100"):
