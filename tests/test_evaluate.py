@@ -249,6 +249,7 @@ def test_score_trains_its_classifier_once(run, capsys, untrained_classifiers) ->
 
 
 @EACH_SCRIPT
+@pytest.mark.usefixtures("untrained_classifiers")
 def test_every_command_takes_a_run_of_every_script(script: str, finished, run) -> None:
     pytest.importorskip("matplotlib")
     out = run(script)
