@@ -16,7 +16,6 @@ what --record claims_dcgan, claims_wgan and so on has written.
 """
 
 import contextlib
-import csv
 import functools
 import importlib
 import io
@@ -38,7 +37,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from speedrun import numerics_of
+from speedrun import numerics_of, read_metrics
 from tables import Table, add_record_option
 from throughput import write_digits
 
@@ -222,8 +221,7 @@ def score(folder: Path, options: Namespace) -> dict[str, float]:
     judge, _ = load_judge(options.data)
     labels = run.labels(options.samples) if run.script.CONDITIONAL else None
     found = judge(evaluate.draw_32(run, options.samples), labels)
-    *_, last_row = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
-    found |= {name: float(value) for name, value in last_row.items()}
+    found |= read_metrics(folder)[-1]
     networks, _ = run.script.make_networks(run.args, run.checkpoint)
     networks.eval()
     if "critic" in networks:
