@@ -102,6 +102,25 @@ def quick_entries(name: str) -> list[Entry]:
     return entries
 
 
+def sibling_entries() -> list[Entry]:
+    """lsgan, acgan and fgan with all their losses, beside the scripts they differ from."""
+    variants = [
+        *["dcgan", "lsgan --coding binary", "lsgan --coding pearson", "cgan", "acgan"],
+        *["fgan --divergence gan", "fgan --divergence js", "fgan --divergence kl"],
+        *["fgan --divergence pearson", "fgan --divergence reverse-kl"],
+        *["fgan --divergence reverse-kl --loss exact", "fgan --divergence squared-hellinger"],
+        "fgan --divergence squared-hellinger --loss exact",
+    ]
+    entries = []
+    for script, *words in map(str.split, variants):
+        options = " ".join([NARROW, "--lr 2e-3", *words])
+        entry = Entry(script, "mnist-32", options, 1000, seeds=3)
+        entries.append(entry)
+        if script in ("dcgan", "lsgan"):
+            entries.append(entry._replace(step=3000))
+    return entries
+
+
 SETS = {
     "best": [
         Entry("vanilla_gan", "mnist-28", "--lr 4e-4", 11_700),
@@ -136,6 +155,7 @@ SETS = {
     "averages": [  # the same without the average of G's weights
         entry._replace(options=f"{entry.options} --ema 0") for entry in quick_entries("mnist")
     ],
+    "siblings": sibling_entries(),
     "gpu_mnist": [  # docs/results.md at the papers' width, and README.md's others
         Entry("vanilla_gan", "mnist-28", "--amp", 23_450),
         Entry("dcgan", "mnist-32", "--batch-size 64 --lr 1e-3 --amp", 4700),
@@ -358,6 +378,15 @@ def quick() -> Iterator[list]:
         yield [f"{entry.script}.py", f"`{entry.options} --steps {entry.step}`", *digits, *clothes]
 
 
+def siblings() -> Iterator[list]:
+    columns = ["frechet", "diversity", "rarest", "accuracy"]
+    yield ["script", "options", "steps", "Frechet", "diversity", "rarest digit", "accuracy"]
+    for entry, scores in scores_of("siblings"):
+        options = entry.options.removeprefix(f"{NARROW} --lr 2e-3").strip()
+        options = options and f"`{options}`"
+        yield [f"{entry.script}.py", options, f"{entry.step:,}", *cells(scores, *columns)]
+
+
 def healthy() -> Iterator[list]:
     """What a run prints, the mean over 50 steps, and how good its samples are."""
     found = [(entry.step, score) for entry, (score,) in scores_of("healthy")]
@@ -474,7 +503,8 @@ def share(folder: str) -> Iterator[list]:
 
 
 ALL_TABLES = (
-    *[best, samples, cifar10, widths, quick, averages, healthy, gpu_mnist, speedrun],
+    *[best, samples, cifar10, widths, quick, averages, siblings, healthy],
+    *[gpu_mnist, speedrun],
     *[two_cores, throughput_epyc, throughput_h200],
 )
 TABLES = {table.__name__: table for table in ALL_TABLES}
