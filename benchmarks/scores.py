@@ -381,6 +381,7 @@ def quick() -> Iterator[list]:
 def siblings() -> Iterator[list]:
     columns = ["frechet", "diversity", "rarest", "accuracy"]
     yield ["script", "options", "steps", "Frechet", "diversity", "rarest digit", "accuracy"]
+    yield ["held-out images", "", "", *cells([held_out("siblings", "mnist-32")], *columns)]
     for entry, scores in scores_of("siblings"):
         options = entry.options.removeprefix(f"{NARROW} --lr 2e-3").strip()
         options = options and f"`{options}`"
