@@ -4,6 +4,7 @@
     python prepare.py stacked-mnist
     python benchmarks/modes.py                      six scripts, three seeds each
     python benchmarks/modes.py dcgan --d-width 4    with a D that is narrower than G
+    python benchmarks/modes.py wgan_gp --n-critic 5 with more updates of the critic
 
 A run is the script's own main(), and its samples come from averaged weights, as always. The digit
 classifier of evaluate.py reads the three channels of 26,000 samples. The table has the number of
@@ -80,13 +81,16 @@ def count_modes(numbers: Tensor) -> dict[str, float]:
 def draw_run(name: str, seed: int, options: Namespace) -> Tensor:
     """Trains a run, unless it is there, and returns its samples uint8 (N, 3, 32, 32)."""
     script = importlib.import_module(name)
-    parts = [name, f"d{options.d_width}" if options.d_width else "", str(seed)]
-    out = options.out / "-".join(part for part in parts if part)
+    d_width = f"d{options.d_width}" if options.d_width else ""
+    n_critic = f"c{options.n_critic}" if options.n_critic else ""
+    out = options.out / "-".join(filter(None, [name, d_width, n_critic, str(seed)]))
     argv = [*OPTIONS[name].split(), "--data", options.data / "stacked-mnist-32", "--resume"]
     argv += ["--steps", options.steps, "--batch-size", options.batch_size, "--seed", seed]
     argv += ["--out", out, "--cuda" if options.cuda else "--no-cuda"]
     if name != "vanilla_gan":  # it has no --width
         argv += ["--width", options.width]
+    if options.n_critic:
+        argv += ["--n-critic", options.n_critic]
     table_only = contextlib.redirect_stdout(sys.stderr)
     with with_d_width(script, options.d_width), table_only:
         script.main([str(word) for word in argv])
@@ -104,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch-size", type=int, default=32, help="images in a batch (%(default)s)")
     add("--width", type=int, default=32, help="of the convolutional networks (%(default)s)")
     add("--d-width", type=int, help="of D or the critic (as --width)")
+    add("--n-critic", type=int, help="updates of the critic for each of G (OPTIONS)")
     add("--samples", type=int, default=26_000, help="samples of each run (%(default)s)")
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
@@ -115,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"the scripts are {', '.join(OPTIONS)}")
     if options.d_width and "vanilla_gan" in names:
         parser.error("vanilla_gan has no --width; name the other scripts")
+    if options.n_critic and not {"wgan", "wgan_gp"} >= set(names):
+        parser.error("only wgan and wgan_gp have --n-critic; name one of them or both")
     mnist = options.data / "mnist-32"
     images, labels = (torch.from_numpy(np.load(mnist / f"{x}.npy")) for x in ("images", "labels"))
     device = "cuda" if options.cuda else "cpu"
@@ -132,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
             samples = draw_run(name, seed, options)
             found.append(count_modes(read(classifier, samples)))
         width = f", D of width {options.d_width}" if options.d_width else ""
-        table.add(f"{name}.py{width}", name, found)
+        updates = f", {options.n_critic} updates of the critic" if options.n_critic else ""
+        table.add(f"{name}.py{width}{updates}", name, found)
     table.record(options.record, parser.prog, argv, options.cuda)
 
 

@@ -1,6 +1,7 @@
 """The programs in benchmarks/ on tiny tasks."""
 
 import gc
+import json
 import re
 import subprocess
 import sys
@@ -338,7 +339,7 @@ def test_modes_are_the_numbers_that_are_read_and_uniform_ones_diverge_by_nothing
     assert list(half.values()) == [500, pytest.approx(np.log(2))]
 
 
-def test_modes_trains_each_script_once_and_a_narrower_d_on_request(capsys, monkeypatch) -> None:
+def test_modes_trains_each_script_once_and_another_d_on_request(capsys, monkeypatch) -> None:
     make_data(Path("data/mnist-32"), channels=1, size=32, classes=list("0123456789"))
     stacked = make_data(Path("data/stacked-mnist-32"), size=32)
     for name in ("images", "labels"):
@@ -358,6 +359,11 @@ def test_modes_trains_each_script_once_and_a_narrower_d_on_request(capsys, monke
     modes.main(["r3gan", "--d-width", "2", *tiny])
     run = torch.load("runs/modes/r3gan-d2-0/checkpoint.pt")
     assert run["discriminator"]["layers.0.weight"].shape[0] == 2
+    modes.main(["wgan_gp", "--n-critic", "3", *tiny])
+    assert json.loads(Path("runs/modes/wgan_gp-c3-0/config.json").read_text())["n_critic"] == 3
+    for name, option in (("dcgan", "--n-critic"), ("vanilla_gan", "--d-width")):
+        with pytest.raises(SystemExit):
+            modes.main([name, option, "5", *tiny])
 
 
 @pytest.mark.parametrize("command", PICTURES)
