@@ -2,9 +2,9 @@
 
     python prepare.py mnist
     python prepare.py stacked-mnist
-    python benchmarks/modes.py                      six scripts, three seeds each
-    python benchmarks/modes.py dcgan --d-width 4    with a D that is narrower than G
-    python benchmarks/modes.py wgan_gp --n-critic 5 with more updates of the critic
+    python benchmarks/modes.py                         six scripts, three seeds each
+    python benchmarks/modes.py dcgan --d-width 4       with a D that is narrower than G
+    python benchmarks/modes.py wgan_gp --n-critic 5    with more updates of the critic
 
 A run is the script's own main(), and its samples come from averaged weights, as always. The digit
 classifier of evaluate.py reads the three channels of 26,000 samples. The table has the number of
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch-size", type=int, default=32, help="images in a batch (%(default)s)")
     add("--width", type=int, default=32, help="of the convolutional networks (%(default)s)")
     add("--d-width", type=int, help="of D or the critic (as --width)")
-    add("--n-critic", type=int, help="updates of the critic for each of G (OPTIONS)")
+    add("--n-critic", type=int, help="updates of the critic for each of G (as in OPTIONS)")
     add("--samples", type=int, default=26_000, help="samples of each run (%(default)s)")
     has_gpu = torch.cuda.is_available()
     add("--cuda", action=argparse.BooleanOptionalAction, default=has_gpu, help="use a GPU")
@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"the scripts are {', '.join(OPTIONS)}")
     if options.d_width and "vanilla_gan" in names:
         parser.error("vanilla_gan has no --width; name the other scripts")
-    if options.n_critic and not {"wgan", "wgan_gp"} >= set(names):
-        parser.error("only wgan and wgan_gp have --n-critic; name one of them or both")
+    if options.n_critic and set(names) - {"wgan", "wgan_gp"}:
+        parser.error("only wgan and wgan_gp have --n-critic; name them")
     mnist = options.data / "mnist-32"
     images, labels = (torch.from_numpy(np.load(mnist / f"{x}.npy")) for x in ("images", "labels"))
     device = "cuda" if options.cuda else "cpu"

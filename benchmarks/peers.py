@@ -15,7 +15,8 @@ evaluate.py, against the test images of MNIST.
 
 All of theirs but PyTorch-GAN's wgan_gp.py resize MNIST's 28x28 to 32x32 or 64x64, where ours pad
 it. So their samples are resized back to 28x28 and padded, and compared with test images that went
-the same way: both are blurred alike. The rows "real images" are training images that did so.
+the same way: both are blurred alike. The rows "real images", which stand in the table of all
+scripts, are training images that did so.
 """
 
 import argparse
@@ -196,9 +197,10 @@ def main(argv: list[str] | None = None) -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     table = Table(COLUMNS)
-    for size, judge in judges.items():
-        found = judge(by_way_of(images[: options.samples], size))
-        table.add(f"real images by way of {size}x{size}", None, [found])
+    if not options.names:
+        for size, judge in judges.items():
+            found = judge(by_way_of(images[: options.samples], size))
+            table.add(f"real images by way of {size}x{size}", None, [found])
     for name in options.names or names:
         torch.manual_seed(0)
         np.random.seed(0)

@@ -26,6 +26,7 @@ another benchmark has written by --record NAME (tables.py) has its NAME there.
 
 import argparse
 import datetime
+import itertools
 import json
 import re
 import statistics
@@ -104,20 +105,21 @@ def quick_entries(name: str) -> list[Entry]:
 
 def sibling_entries() -> list[Entry]:
     """lsgan, acgan and fgan with all their losses, beside the scripts they differ from."""
-    variants = [
-        *["dcgan", "lsgan --coding binary", "lsgan --coding pearson", "cgan", "acgan"],
-        *["fgan --divergence gan", "fgan --divergence js", "fgan --divergence kl"],
-        *["fgan --divergence pearson", "fgan --divergence reverse-kl"],
-        *["fgan --divergence reverse-kl --loss exact", "fgan --divergence squared-hellinger"],
-        "fgan --divergence squared-hellinger --loss exact",
-    ]
+    divergences = ["gan", "js", "kl", "pearson", "reverse-kl", "squared-hellinger"]
+    divergences += ["reverse-kl --loss exact", "squared-hellinger --loss exact"]
+    losses = {
+        "dcgan": [""],
+        "lsgan": [" --coding binary", " --coding pearson"],
+        "cgan": [""],
+        "acgan": [""],
+        "fgan": [f" --divergence {divergence}" for divergence in divergences],
+    }
     entries = []
-    for script, *words in map(str.split, variants):
-        options = " ".join([NARROW, "--lr 2e-3", *words])
-        entry = Entry(script, "mnist-32", options, 1000, seeds=3)
-        entries.append(entry)
-        if script in ("dcgan", "lsgan"):
-            entries.append(entry._replace(step=3000))
+    for script in losses:
+        steps = (1000, 3000) if script in ("dcgan", "lsgan") else (1000,)
+        for loss, step in itertools.product(losses[script], steps):
+            options = f"{NARROW} --lr 2e-3{loss}"
+            entries.append(Entry(script, "mnist-32", options, step, seeds=3))
     return entries
 
 

@@ -361,9 +361,13 @@ def test_modes_trains_each_script_once_and_another_d_on_request(capsys, monkeypa
     assert run["discriminator"]["layers.0.weight"].shape[0] == 2
     modes.main(["wgan_gp", "--n-critic", "3", *tiny])
     assert json.loads(Path("runs/modes/wgan_gp-c3-0/config.json").read_text())["n_critic"] == 3
-    for name, option in (("dcgan", "--n-critic"), ("vanilla_gan", "--d-width")):
+    for name, option, reason in [
+        ("dcgan", "--n-critic", "only wgan and wgan_gp have --n-critic"),
+        ("vanilla_gan", "--d-width", "vanilla_gan has no --width"),
+    ]:
         with pytest.raises(SystemExit):
             modes.main([name, option, "5", *tiny])
+        assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", PICTURES)
