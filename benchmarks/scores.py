@@ -115,9 +115,9 @@ def sibling_entries() -> list[Entry]:
         "fgan": [f" --divergence {divergence}" for divergence in divergences],
     }
     entries = []
-    for script in losses:
+    for script, variants in losses.items():
         steps = (1000, 3000) if script in ("dcgan", "lsgan") else (1000,)
-        for loss, step in itertools.product(losses[script], steps):
+        for loss, step in itertools.product(variants, steps):
             options = f"{NARROW} --lr 2e-3{loss}"
             entries.append(Entry(script, "mnist-32", options, step, seeds=3))
     return entries
