@@ -361,13 +361,22 @@ def test_modes_trains_each_script_once_and_another_d_on_request(capsys, monkeypa
     assert run["discriminator"]["layers.0.weight"].shape[0] == 2
     modes.main(["wgan_gp", "--n-critic", "3", *tiny])
     assert json.loads(Path("runs/modes/wgan_gp-c3-0/config.json").read_text())["n_critic"] == 3
-    for name, option, reason in [
+    rows = capsys.readouterr().out
+    assert "| r3gan.py, D of width 2 |" in rows
+    assert "| wgan_gp.py, 3 updates of the critic |" in rows
+
+
+@pytest.mark.parametrize(
+    "name, option, reason",
+    [
         ("dcgan", "--n-critic", "only wgan and wgan_gp have --n-critic"),
         ("vanilla_gan", "--d-width", "vanilla_gan has no --width"),
-    ]:
-        with pytest.raises(SystemExit):
-            modes.main([name, option, "5", *tiny])
-        assert reason in capsys.readouterr().err
+    ],
+)
+def test_modes_refuses_an_option_that_a_script_lacks(capsys, name, option, reason) -> None:
+    with pytest.raises(SystemExit):
+        modes.main([name, option, "5"])
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", PICTURES)
