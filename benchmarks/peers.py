@@ -15,8 +15,8 @@ evaluate.py, against the test images of MNIST.
 
 All of theirs but PyTorch-GAN's wgan_gp.py resize MNIST's 28x28 to 32x32 or 64x64, where ours pad
 it. So their samples are resized back to 28x28 and padded, and compared with test images that went
-the same way: both are blurred alike. The table of all scripts begins with training images that
-went the same way, "real images".
+the same way: both are blurred alike. The table of all scripts begins with the rows "real images",
+which are training images resized in each of these ways.
 """
 
 import argparse

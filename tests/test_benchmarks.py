@@ -339,7 +339,7 @@ def test_modes_are_the_numbers_that_are_read_and_uniform_ones_diverge_by_nothing
     assert list(half.values()) == [500, pytest.approx(np.log(2))]
 
 
-def test_modes_trains_each_script_once_and_another_d_on_request(capsys, monkeypatch) -> None:
+def test_modes_trains_each_script_once_and_other_critics_on_request(capsys) -> None:
     make_data(Path("data/mnist-32"), channels=1, size=32, classes=list("0123456789"))
     stacked = make_data(Path("data/stacked-mnist-32"), size=32)
     for name in ("images", "labels"):
@@ -361,9 +361,9 @@ def test_modes_trains_each_script_once_and_another_d_on_request(capsys, monkeypa
     assert run["discriminator"]["layers.0.weight"].shape[0] == 2
     modes.main(["wgan_gp", "--n-critic", "3", *tiny])
     assert json.loads(Path("runs/modes/wgan_gp-c3-0/config.json").read_text())["n_critic"] == 3
-    rows = capsys.readouterr().out
-    assert "| r3gan.py, D of width 2 |" in rows
-    assert "| wgan_gp.py, 3 updates of the critic |" in rows
+    printed = capsys.readouterr().out
+    assert "| r3gan.py, D of width 2 |" in printed
+    assert "| wgan_gp.py, 3 updates of the critic |" in printed
 
 
 @pytest.mark.parametrize(
